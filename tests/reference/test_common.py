@@ -1,0 +1,200 @@
+"""Shared losses and schedules against formulas written out with loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from methods.base import NetOutput
+from methods.common import (
+    check_range,
+    cross_entropy,
+    dice_loss,
+    ema_,
+    frozen,
+    noisy,
+    predictor,
+    sigmoid_rampup,
+    supervised_loss,
+    warm_decay,
+)
+
+
+@pytest.fixture
+def rng():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def logits(rng):
+    return 2 * torch.randn(2, 2, 3, 4, 5, generator=rng, dtype=torch.float64)
+
+
+@pytest.fixture
+def label(rng):
+    return torch.randint(0, 2, (2, 3, 4, 5), generator=rng)
+
+
+def dice_by_hand(p, t):
+    overlap = size = 0.0
+    for a, b in zip(p.flatten().tolist(), t.flatten().tolist(), strict=True):
+        overlap += a * b
+        size += a * a + b * b
+    return 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+
+
+def cross_entropy_by_hand(logits, label):
+    """A list of -log softmax of the true class, voxel after voxel."""
+    losses = []
+    for volume, truth in zip(logits, label, strict=True):
+        scores = volume.flatten(1).T.tolist()
+        for (background, foreground), t in zip(scores, truth.flatten().tolist(), strict=True):
+            total = math.exp(background) + math.exp(foreground)
+            losses.append(-math.log(math.exp(foreground if t else background) / total))
+    return losses
+
+
+def test_dice_is_one_minus_twice_the_overlap_over_the_squares(logits, label):
+    p = logits.sigmoid()[:, 0]
+    assert dice_loss(p, label).item() == pytest.approx(dice_by_hand(p, label), rel=1e-12)
+
+
+def test_dice_is_zero_for_a_perfect_and_almost_one_for_a_disjoint_mask():
+    mask = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert dice_loss(mask, mask).item() == 0.0
+    assert dice_loss(1 - mask, mask).item() == pytest.approx(1.0, abs=1e-5)
+
+
+def test_dice_of_two_empty_masks_is_zero():
+    assert dice_loss(torch.zeros(8), torch.zeros(8)).item() == 0.0
+
+
+def test_dice_is_taken_over_the_batch_not_per_volume():
+    p = torch.tensor([[1.0, 0.0], [0.5, 0.0]])
+    t = torch.tensor([[1, 0], [0, 0]])
+    assert dice_loss(p, t).item() == pytest.approx(1 - 2 / 2.25, abs=1e-4)
+
+
+def test_cross_entropy_is_minus_log_softmax_of_the_true_class(logits, label):
+    voxels = cross_entropy(logits, label)
+    assert voxels.shape == label.shape
+    expected = cross_entropy_by_hand(logits, label)
+    assert voxels.flatten().tolist() == pytest.approx(expected, rel=1e-12)
+
+
+def test_cross_entropy_has_the_gradient_of_torchs(logits, label):
+    a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    cross_entropy(a, label).mean().backward()
+    nn.functional.cross_entropy(b, label).backward()
+    torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_cross_entropy_is_finite_for_extreme_logits():
+    logits = torch.tensor([[1e4, -1e4]]).reshape(1, 2, 1, 1, 1).requires_grad_()
+    loss = cross_entropy(logits, torch.ones(1, 1, 1, 1, dtype=torch.int64)).mean()
+    loss.backward()
+    assert loss.item() == 2e4
+    assert logits.grad.isfinite().all()
+
+
+def test_supervised_loss_is_half_cross_entropy_half_foreground_dice(logits, label):
+    voxels = cross_entropy_by_hand(logits, label)
+    foreground = (logits[:, 1] - logits[:, 0]).sigmoid()
+    expected = 0.5 * sum(voxels) / len(voxels) + 0.5 * dice_by_hand(foreground, label)
+    assert supervised_loss(logits, label).item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [(0, 0.0067), (1500, 0.06), (3000, 0.2865), (4500, 0.7316), (6000, 1.0), (20_000, 1.0)],
+)
+def test_rampup_has_the_fields_values(steps, expected):
+    assert sigmoid_rampup(steps / 20_000, 0.3) == pytest.approx(expected, abs=1e-4)
+
+
+def test_rampup_of_no_length_is_over():
+    assert sigmoid_rampup(0.0, 0.0) == 1.0
+
+
+def test_decay_warms_up_from_a_copy_to_its_value():
+    assert [warm_decay(t, 0.99) for t in (0, 1, 3)] == [0.0, 0.5, 0.75]
+    assert warm_decay(98, 0.99) == pytest.approx(0.98989898)
+    assert warm_decay(99, 0.99) == warm_decay(10_000, 0.99) == 0.99
+
+
+def test_ema_averages_parameters_and_leaves_buffers():
+    average, source = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    with torch.no_grad():
+        average.weight.copy_(torch.tensor([1.0, 2.0, 3.0]))
+        source.weight.copy_(torch.tensor([5.0, 2.0, -1.0]))
+        source.running_mean.fill_(7.0)
+    ema_(average, source, 0.75)
+    expected = [0.75 * 1 + 0.25 * 5, 2.0, 0.75 * 3 - 0.25]
+    assert average.weight.tolist() == pytest.approx(expected)
+    assert source.weight.tolist() == [5.0, 2.0, -1.0]
+    assert average.running_mean.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_ema_of_decay_zero_is_a_copy():
+    average, source = nn.Linear(3, 3), nn.Linear(3, 3)
+    ema_(average, source, 0.0)
+    assert average.weight.equal(source.weight)
+
+
+def test_ema_of_networks_that_differ_is_refused():
+    with pytest.raises(ValueError, match="zip"):
+        ema_(nn.Linear(2, 2), nn.Linear(2, 2, bias=False), 0.9)
+
+
+def test_frozen_networks_have_no_gradients():
+    net = nn.Linear(2, 2)
+    assert frozen(net) is net
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+def test_noise_is_gaussian_clipped_and_repeatable():
+    image = torch.full((1, 1, 32, 32, 32), 3.0)
+    noise = noisy(image, 0.1, 0.2, torch.Generator().manual_seed(0)) - image
+    assert noise.abs().max().item() == pytest.approx(0.2, abs=1e-6)
+    clipped = (noise.abs() > 0.2 - 1e-6).float().mean().item()
+    assert clipped == pytest.approx(math.erfc(2 / math.sqrt(2)), abs=0.005)
+    inner = noise[noise.abs() < 0.1]
+    assert inner.std().item() == pytest.approx(0.1 * 0.5397, rel=0.02)
+    again = noisy(image, 0.1, 0.2, torch.Generator().manual_seed(0)) - image
+    other = noisy(image, 0.1, 0.2, torch.Generator().manual_seed(1)) - image
+    assert noise.equal(again)
+    assert not noise.equal(other)
+
+
+def test_a_predictor_is_the_softmax_of_the_logits():
+    class Net(nn.Module):
+        def forward(self, image):
+            logits = torch.cat([torch.zeros_like(image), image], dim=1)
+            return NetOutput(logits, image)
+
+    image = torch.tensor([-1.0, 0.0, 3.0]).reshape(1, 1, 3, 1, 1)
+    foreground = predictor(Net())(image)[0, 1].flatten().tolist()
+    assert foreground == pytest.approx([1 / (1 + math.exp(-x)) for x in (-1.0, 0.0, 3.0)])
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "message"),
+    [
+        (-0.1, 0, 1, r"x=-0.1; it must lie in \[0, 1\]"),
+        (1.1, 0, 1, r"x=1.1; it must lie in \[0, 1\]"),
+        (math.nan, 0, 1, r"x=nan; it must lie in \[0, 1\]"),
+        (-1, 0, math.inf, "x=-1; it must be at least 0"),
+        (math.inf, 0, math.inf, "x=inf; it must be at least 0"),
+    ],
+)
+def test_hyperparameters_out_of_range_are_refused(value, low, high, message):
+    with pytest.raises(ValueError, match=message):
+        check_range("x", value, low, high)
+
+
+@pytest.mark.parametrize("value", [0, 0.5, 1])
+def test_hyperparameters_in_range_are_accepted(value):
+    check_range("x", value, 0, 1)
