@@ -1,0 +1,93 @@
+"""Datasets: all that are known by name, and how a name or a folder becomes one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from benchmark.data.base import Dataset, Source
+from benchmark.data.brats2019 import Brats2019
+from benchmark.data.decathlon import Decathlon, open_folder
+from benchmark.data.la import LeftAtrium
+from benchmark.data.pancreas import Pancreas
+from benchmark.data.phantom import Phantom
+from benchmark.data.prepared import is_prepared
+from benchmark.lookup import unknown
+from results.errors import UserError
+
+SOURCES: Final[Mapping[str, Source]] = {
+    "phantom": Phantom(),
+    "la": LeftAtrium(),
+    "pancreas": Pancreas(),
+    "brats2019": Brats2019(),
+}
+
+
+def source_for(name_or_path: str) -> Source:
+    """The source that a known name or a folder stands for.
+
+    A folder is one in the Medical Segmentation Decathlon layout; FOLDER:2 takes its label 2 alone
+    as foreground.
+
+    Raises:
+        UserError: neither; or the folder cannot be used.
+    """
+    if name_or_path in SOURCES:
+        return SOURCES[name_or_path]
+    folder, label = _split_label(name_or_path)
+    if not _looks_like_folder(folder):
+        raise _unknown(name_or_path, [])
+    source = Decathlon(Path(folder), label)
+    if source.card.name in SOURCES:
+        raise UserError(
+            f"The folder {folder} has the name of the dataset '{source.card.name}'. Rename it."
+        )
+    return source
+
+
+def open_dataset(name_or_path: str, root: Path) -> Dataset:
+    """The prepared dataset of a known name, of a folder, or of a name under the data root.
+
+    Args:
+        name_or_path: a name in `SOURCES`; a folder, as for `source_for`; or the name that a
+            folder got when it was prepared.
+        root: the data root.
+
+    Raises:
+        UserError: it is unknown, not prepared, or damaged.
+    """
+    if name_or_path in SOURCES or _looks_like_folder(_split_label(name_or_path)[0]):
+        return source_for(name_or_path).open(root)
+    if name_or_path in prepared_folders(root):
+        return open_folder(root / name_or_path)
+    raise _unknown(name_or_path, prepared_folders(root))
+
+
+def prepared_folders(root: Path) -> list[str]:
+    """Names of the folders that were prepared under a data root, but those in `SOURCES`."""
+    if not root.is_dir():
+        return []
+    return sorted(
+        folder.name
+        for folder in root.iterdir()
+        if folder.name not in SOURCES and not folder.name.startswith(".") and is_prepared(folder)
+    )
+
+
+def _split_label(text: str) -> tuple[str, int | None]:
+    """FOLDER:2 as folder and label."""
+    folder, colon, label = text.rpartition(":")
+    if colon and label.isdigit() and not Path(text).exists():
+        return folder, int(label)
+    return text, None
+
+
+def _looks_like_folder(text: str) -> bool:
+    return os.sep in text or text.startswith((".", "~")) or (Path(text) / "dataset.json").exists()
+
+
+def _unknown(name: str, prepared: list[str]) -> UserError:
+    error = unknown("dataset", name, [*SOURCES, *prepared])
+    return UserError(f"{error}; or a folder in the Medical Segmentation Decathlon layout")

@@ -1,0 +1,413 @@
+"""Any folder in the layout of the Medical Segmentation Decathlon or nnU-Net.
+
+    <folder>/dataset.json
+    <folder>/imagesTr/<case>.nii.gz    or <case>_0000.nii.gz
+    <folder>/labelsTr/<case>.nii.gz
+
+Such a folder has no published split for semi-supervised training, so one is drawn from a fixed
+seed when the folder is prepared, and stays as it is in the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, final
+
+import nibabel as nib
+import numpy as np
+from nibabel.filebasedimages import ImageFileError
+from numpy.typing import NDArray
+
+from benchmark import seeding
+from benchmark.data.base import Card, Dataset, Geometry, Source, Split, Triple, Volume
+from benchmark.data.prepared import (
+    Original,
+    Progress,
+    Record,
+    is_prepared,
+    open_prepared,
+    prepare_folder,
+    problems,
+    read_manifest,
+)
+from benchmark.data.volumes import reduced_shape
+from results.errors import UserError
+
+ENDINGS: Final = (".nii.gz", ".nii")
+TEST_SHARE: Final = 0.2
+VAL_SHARE: Final = 0.1
+CT_WINDOW_HU: Final = (-200.0, 300.0)
+"""To which CT is clipped before it is z-scored: soft tissue."""
+
+FULL_CAP: Final = (112, 112, 96)
+REDUCED_CAP: Final = (48, 48, 48)
+REDUCED_VOXELS: Final = 80 * 64 * 48
+TINY_VOXELS: Final = 24**3
+KIND: Final = "decathlon"
+
+
+@final
+class Decathlon(Source):
+    """A folder with dataset.json, imagesTr and labelsTr.
+
+    Args:
+        folder: where it lies.
+        label: the one label value that is foreground; None takes all but 0 together.
+
+    Raises:
+        UserError: it is not such a folder, or it has no such label.
+    """
+
+    def __init__(self, folder: Path, label: int | None = None) -> None:
+        self.folder = folder.expanduser().resolve()
+        self.label = label
+        self.facts = _read_facts(self.folder)
+        self.labels = _label_names(self.folder, self.facts)
+        if label is not None and label not in self.labels:
+            known = ", ".join(f"{v} ({n})" for v, n in sorted(self.labels.items()))
+            raise UserError(f"{self.folder} has no label {label}. Known: {known}.")
+        self.card = self._card()
+
+    def prepare(self, source: Path, root: Path, progress: Progress) -> Path:
+        """See `Source.prepare`; `source` is the folder itself."""
+        if source.expanduser().resolve() != self.folder:
+            raise UserError(f"The source of {self.folder} is that folder, not {source}.")
+        pairs = self._pairs()
+        splits = draw_split(sorted(pairs))
+        merged = "all labels" if self.label is None else f"label {self.label}"
+        clip = "clipped to {:g}..{:g} HU, ".format(*CT_WINDOW_HU) if self._is_ct else ""
+        originals = [
+            Original(
+                case=case,
+                split=split,
+                files={str(path.relative_to(self.folder)): path for path in pairs[case]},
+                read=partial(self._read, *pairs[case]),
+            )
+            for split, cases in splits.items()
+            for case in cases
+        ]
+        return prepare_folder(
+            root,
+            self.card.name,
+            originals,
+            f"canonical orientation (RAS), {merged} as foreground, {clip}z-scored over the whole "
+            "volume, not resampled (version 1)",
+            progress,
+            facts=self._manifest_facts,
+        )
+
+    def open(self, root: Path) -> Dataset:
+        """See `Source.open`. The folder must still hold the files it was prepared from."""
+        prepared = root / self.card.name
+        if not is_prepared(prepared):
+            raise UserError(f"{self.folder} is not prepared in {root}. {self.card.how_to_get}")
+        manifest = read_manifest(prepared)
+        old = {name for record in manifest.cases.values() for name in record.sources}
+        new = {str(p.relative_to(self.folder)) for pair in self._pairs().values() for p in pair}
+        if old != new:
+            raise UserError(
+                f"{prepared} is prepared from another folder than {self.folder}: its files have "
+                f"other names. Rename one of the folders, or remove {prepared} and run "
+                f"`bench data prepare {self.folder}`."
+            )
+        return open_folder(prepared)
+
+    @property
+    def _is_ct(self) -> bool:
+        return self.card.modality.upper() == "CT"
+
+    def _card(self) -> Card:
+        """The card, still without geometry: that follows from the volumes."""
+        name = slug(self.folder.name)
+        names = ", ".join(self.labels[v] for v in sorted(self.labels))
+        modalities = _modalities(self.facts)
+        if len(modalities) > 1:
+            raise UserError(
+                f"{self.folder} has {len(modalities)} channels ({', '.join(modalities)}); this "
+                "version reads one. Copy the one you need into a folder of its own."
+            )
+        argument = f"{self.folder}" if self.label is None else f"{self.folder}:{self.label}"
+        return Card(
+            name=name if self.label is None else f"{name}-label{self.label}",
+            title=str(self.facts.get("name", self.folder.name)),
+            reference=str(self.facts.get("reference", "")),
+            bibtex="",
+            licence=str(self.facts.get("licence", self.facts.get("license", "unknown"))),
+            modality=modalities[0],
+            structure=names if self.label is None else self.labels[self.label],
+            unit="mm",
+            geometry={},
+            augmentation="rotflip",
+            how_to_get=f"Run `bench data prepare {argument}`.",
+            notes=(
+                "The split was drawn from a fixed seed at preparation; it is nobody's official "
+                "one.",
+            ),
+        )
+
+    def _manifest_facts(self, records: Mapping[str, Record]) -> Mapping[str, Any]:
+        shapes = np.array([record.shape[1:] for record in records.values()])
+        x, y, z = (int(n) for n in np.median(shapes, axis=0))
+        card = asdict(self.card) | {"geometry": _as_json(derive_geometry((x, y, z)))}
+        return {"kind": KIND, "card": card}
+
+    def _pairs(self) -> dict[str, tuple[Path, Path]]:
+        """Image and label of every case."""
+        labels = _volumes(self.folder / "labelsTr")
+        images = _volumes(self.folder / "imagesTr")
+        second = sorted(name for name in images if name.endswith("_0001"))
+        if second:
+            raise UserError(
+                f"{images[second[0]]} is a second channel; this version reads one. Copy the one "
+                "you need into a folder of its own."
+            )
+        images = {name.removesuffix("_0000"): path for name, path in images.items()}
+        listed = _listed_cases(self.facts)
+        expected = set(listed) if listed else labels.keys() | images.keys()
+        for what, found in (("image", images), ("label", labels)):
+            missing = sorted(expected - found.keys())
+            if missing:
+                raise UserError(
+                    f"{self.folder} has no {what} of {len(missing)} of {len(expected)} cases: "
+                    f"{_some(missing)}. Get it again, or take the cases out of dataset.json and "
+                    "of both folders."
+                )
+        extra = sorted((labels.keys() | images.keys()) - expected)
+        if extra:
+            raise UserError(
+                f"{self.folder} has {len(extra)} cases that dataset.json does not list: "
+                f"{_some(extra)}. List them or move them elsewhere."
+            )
+        return {case: (images[case], labels[case]) for case in sorted(expected)}
+
+    def _read(self, image_path: Path, label_path: Path) -> Volume:
+        """One case: reoriented, normalised and checked."""
+        image, affine = _read_nifti(image_path)
+        label, label_affine = _read_nifti(label_path)
+        for path, array in ((image_path, image), (label_path, label)):
+            if array.ndim != 3:
+                raise UserError(f"{path} has {array.ndim} axes; this version reads 3D volumes.")
+        if image.shape == label.shape and not np.allclose(affine, label_affine, atol=1e-2):
+            raise UserError(
+                f"{image_path} and its label lie in different places: their affines differ by up "
+                f"to {np.abs(affine - label_affine).max():.3g}. Bring both to the same grid."
+            )
+        odd = np.setdiff1d(np.unique(label), [0, *self.labels])
+        if odd.size:
+            known = ", ".join(str(v) for v in sorted({0, *self.labels}))
+            raise UserError(
+                f"{label_path} has label values that dataset.json does not list: "
+                f"{', '.join(f'{v:g}' for v in odd[:5])}. Known: {known}. Mend either of them."
+            )
+        mask = (label > 0) if self.label is None else (label == self.label)
+        wrong = problems(image[None], mask.astype(np.uint8))
+        if wrong:
+            raise UserError(f"{image_path} with its label cannot be used. {' '.join(wrong)}")
+        x, y, z = (float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
+        normalised = self._normalise(image, image_path)
+        return Volume(normalised[None], mask.astype(np.uint8), (x, y, z))
+
+    def _normalise(self, image: NDArray[np.float64], path: Path) -> NDArray[np.float32]:
+        """Z-score over the whole volume; CT is clipped to the soft-tissue window first."""
+        if self._is_ct:
+            image = np.clip(image, *CT_WINDOW_HU)
+        deviation = image.std()
+        if deviation == 0:
+            raise UserError(f"{path} has the same intensity everywhere. Get it again.")
+        return np.asarray((image - image.mean()) / deviation, dtype=np.float32)
+
+
+def open_folder(prepared: Path) -> Dataset:
+    """A prepared folder of this kind, without its original.
+
+    Raises:
+        UserError: it is damaged, or of another kind.
+    """
+    facts = read_manifest(prepared).facts
+    if facts.get("kind") != KIND:
+        raise UserError(f"{prepared} was not prepared from a folder in the Decathlon layout.")
+    fields = dict(facts["card"])
+    fields["geometry"] = {
+        name: Geometry(_triple(g["patch"]), _triple(g["stride"]), g["scale"])
+        for name, g in fields["geometry"].items()
+    }
+    return open_prepared(prepared, Card(**{**fields, "notes": tuple(fields["notes"])}))
+
+
+def slug(name: str) -> str:
+    """A folder's name in lower-case letters, digits and dashes.
+
+    >>> slug("Task04_Hippocampus")
+    'task04-hippocampus'
+
+    Raises:
+        UserError: nothing is left of it.
+    """
+    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if not text:
+        raise UserError(f"The folder name '{name}' has no letter or digit. Rename the folder.")
+    return text
+
+
+def draw_split(cases: Sequence[str]) -> dict[Split, tuple[str, ...]]:
+    """20 % test, 10 % validation and the rest for training, in an order drawn from seed 0.
+
+    Args:
+        cases: all case names, sorted.
+
+    Raises:
+        UserError: there are fewer than four cases.
+    """
+    if len(cases) < 4:
+        raise UserError(f"{len(cases)} cases cannot be split; at least 4 are needed.")
+    order = seeding.generator(0, "data", 0).permutation(len(cases))
+    drawn = [cases[i] for i in order]
+    n_test = max(1, round(TEST_SHARE * len(cases)))
+    n_val = round(VAL_SHARE * len(cases))
+    return {
+        "train": tuple(drawn[n_test + n_val :]),
+        "val": tuple(drawn[n_test : n_test + n_val]),
+        "test": tuple(drawn[:n_test]),
+    }
+
+
+def derive_geometry(median: Triple) -> dict[str, Geometry]:
+    """Sizes for training and evaluation that follow from the median volume.
+
+    "full" has sides that are multiples of 16, as five-level networks need, "reduced" and "tiny"
+    multiples of 8. No side exceeds the median (but 16 is the least; volumes that are smaller are
+    padded). Windows overlap by half. "reduced" holds at most 80·64·48 voxels, "tiny" 24³.
+
+    Args:
+        median: size of the median volume in voxels.
+    """
+    voxels = float(np.prod(median))
+    reduced = _shrink(voxels, REDUCED_VOXELS)
+    return {
+        "full": _overlapping(_patch(median, 16, FULL_CAP), 1.0),
+        "reduced": _overlapping(_patch(reduced_shape(median, reduced), 8, REDUCED_CAP), reduced),
+        "tiny": _overlapping((16, 16, 16), _shrink(voxels, TINY_VOXELS)),
+    }
+
+
+def _shrink(voxels: float, limit: float) -> float:
+    """The factor per axis, in hundredths, that brings a volume to a number of voxels."""
+    return 1.0 if voxels <= limit else max(0.01, int(100 * (limit / voxels) ** (1 / 3)) / 100)
+
+
+def _patch(shape: Triple, multiple: int, cap: Triple) -> Triple:
+    x, y, z = (
+        max(16, min(n // multiple * multiple, most)) for n, most in zip(shape, cap, strict=True)
+    )
+    return x, y, z
+
+
+def _overlapping(patch: Triple, scale: float) -> Geometry:
+    x, y, z = (side // 2 for side in patch)
+    return Geometry(patch=patch, stride=(x, y, z), scale=scale)
+
+
+def _triple(values: Sequence[int]) -> Triple:
+    x, y, z = values
+    return x, y, z
+
+
+def _as_json(geometry: Mapping[str, Geometry]) -> dict[str, Any]:
+    return {name: asdict(g) for name, g in geometry.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    """The content of dataset.json."""
+    path = folder / "dataset.json"
+    try:
+        facts = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{folder} is not in the Medical Segmentation Decathlon layout: it has no "
+            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot read {path}: {error}.") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return facts
+
+
+def _label_names(folder: Path, facts: Mapping[str, Any]) -> dict[int, str]:
+    """Names of the foreground labels, from {"1": name} or {name: 1} or {name: [1, 2]}."""
+    labels: dict[int, str] = {}
+    try:
+        for key, value in facts["labels"].items():
+            if str(key).isdigit():
+                labels[int(key)] = str(value)
+            elif key == "ignore":
+                raise UserError(f"{folder} has an 'ignore' label; this version cannot use it.")
+            else:
+                for number in value if isinstance(value, list) else [value]:
+                    labels.setdefault(int(number), str(key))
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(
+            f'{folder / "dataset.json"} has no valid "labels", such as {{"0": "background", '
+            '"1": "liver"}.'
+        ) from error
+    labels.pop(0, None)
+    if not labels:
+        raise UserError(f"{folder / 'dataset.json'} lists no label but the background.")
+    return labels
+
+
+def _modalities(facts: Mapping[str, Any]) -> list[str]:
+    """Names of the channels, under the Decathlon's or nnU-Net's key."""
+    channels = facts.get("modality", facts.get("channel_names", {}))
+    if not isinstance(channels, dict) or not channels:
+        return ["unknown"]
+    return [str(channels[key]) for key in sorted(channels)]
+
+
+def _listed_cases(facts: Mapping[str, Any]) -> list[str]:
+    """Cases that dataset.json lists under "training"; nnU-Net v2 lists none."""
+    return [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
+
+
+def _volumes(folder: Path) -> dict[str, Path]:
+    """The NIfTI files of a folder by name without ending; hidden files are not data."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is missing. Expected are dataset.json, imagesTr/ and labelsTr/.")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.name.endswith(ENDINGS) and not path.name.startswith("."):
+            name = _stem(path.name)
+            if name in found:
+                raise UserError(f"{found[name]} and {path} are the same case. Remove one.")
+            found[name] = path
+    return found
+
+
+def _stem(name: str) -> str:
+    for ending in ENDINGS:
+        if name.endswith(ending):
+            return name.removesuffix(ending)
+    return name
+
+
+def _read_nifti(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Voxels and affine of a file, its axes in the order and direction R, A, S."""
+    to_canonical: Callable[[Any], Any] = nib.as_closest_canonical
+    try:
+        image = to_canonical(nib.load(path))
+        return np.asarray(image.dataobj, dtype=np.float64), np.asarray(image.affine)
+    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
+        raise UserError(
+            f"{path} is truncated or damaged ({error}). Get it again, or take the case out of "
+            "dataset.json and of both folders."
+        ) from error

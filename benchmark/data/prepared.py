@@ -1,0 +1,502 @@
+"""Prepared data on disk: a manifest, and one .npy file per image and label that can be mapped.
+
+    <root>/<name>/manifest.json
+    <root>/<name>/images/<case>.npy    float32 (C, X, Y, Z)
+    <root>/<name>/labels/<case>.npy    uint8 (X, Y, Z)
+
+A folder is written under a temporary name and renamed once everything in it is on the disk, so a
+folder that exists under its own name is complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from benchmark.data.base import SPLITS, Card, Dataset, Split, Volume
+from results.errors import UserError
+
+FORMAT: Final = 1
+"""Version of the manifest."""
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Original:
+    """One case as the user has it.
+
+    files: the files it is made of, by a name that does not depend on where they lie.
+    read:  gives the case in its prepared form, or raises `UserError`.
+    known_sha256: of its one file, as published; None where nothing is published.
+    """
+
+    case: str
+    split: Split
+    files: Mapping[str, Path]
+    read: Callable[[], Volume]
+    known_sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the manifest says about one case.
+
+    shape:    of the image, (C, X, Y, Z).
+    spacing:  along X, Y, Z in the card's unit.
+    image_sha256, label_sha256: as `array_sha256` gives them.
+    image_bytes, label_bytes:   sizes of the two files.
+    sources:  sha256 of the original files, by name.
+    verified: whether the original is the published file; None where nothing is published.
+    """
+
+    shape: tuple[int, ...]
+    spacing: tuple[float, float, float]
+    image_sha256: str
+    label_sha256: str
+    image_bytes: int
+    label_bytes: int
+    sources: Mapping[str, str]
+    verified: bool | None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a prepared folder but the voxels.
+
+    facts: what the dataset's own module wants to remember (for a folder known by its path only:
+           the whole card).
+    """
+
+    name: str
+    preprocessing: str
+    splits: Mapping[Split, tuple[str, ...]]
+    cases: Mapping[str, Record]
+    complete: bool
+    facts: Mapping[str, Any]
+    fingerprint: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a check found.
+
+    severity: "error" (the data cannot be used) or "warning" (a reader of the results must know).
+    subject:  the case, or the dataset's name.
+    """
+
+    severity: Literal["error", "warning"]
+    subject: str
+    text: str
+
+
+def array_sha256(array: NDArray[Any]) -> str:
+    """Sha256 of type, shape and voxels of an array."""
+    digest = hashlib.sha256(f"{array.dtype.str}{array.shape}".encode())
+    digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def dataset_fingerprint(
+    preprocessing: str, splits: Mapping[Split, Sequence[str]], cases: Mapping[str, Record]
+) -> str:
+    """Sha256 over the ordered cases of each split, their voxels and spacing, and preprocessing."""
+    content = {
+        "preprocessing": preprocessing,
+        "splits": {
+            split: [
+                (case, cases[case].image_sha256, cases[case].label_sha256, cases[case].spacing)
+                for case in splits[split]
+            ]
+            for split in SPLITS
+        },
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def problems(image: NDArray[Any], label: NDArray[Any]) -> list[str]:
+    """What makes a case unusable, as sentences; empty if nothing does.
+
+    Args:
+        image: (C, X, Y, Z).
+        label: (X, Y, Z), as read, before any conversion.
+    """
+    if label.ndim != 3:
+        return [f"The label has {label.ndim} axes, not 3."]
+    if image.shape[1:] != label.shape:
+        return [f"Image {_times(image.shape[1:])} and label {_times(label.shape)} differ in shape."]
+    found = []
+    bad = int(image.size - np.count_nonzero(np.isfinite(image)))
+    if bad:
+        found.append(f"The image has {bad} voxels that are NaN or infinite.")
+    odd = np.setdiff1d(np.unique(label), [0, 1])
+    if odd.size:
+        listed = ", ".join(f"{value:g}" for value in odd[:5])
+        found.append(f"The label has values other than 0 and 1: {listed}.")
+    elif not np.any(label):
+        found.append("The label is empty: it has no foreground voxel.")
+    return found
+
+
+def prepare_folder(
+    root: Path,
+    name: str,
+    originals: Sequence[Original],
+    preprocessing: str,
+    progress: Progress,
+    *,
+    complete: bool = True,
+    facts: Callable[[Mapping[str, Record]], Mapping[str, Any]] = lambda _: {},
+) -> Path:
+    """Write `root`/`name` from the originals, or nothing at all; return that folder.
+
+    If it is there already, from the same files, nothing is done and `progress` says so.
+
+    Args:
+        root: the data root; made if it is missing.
+        name: the folder's name.
+        originals: all cases, in the order of their splits.
+        preprocessing: what was done to the voxels, in words, with a version.
+        progress: called with (done, total, what).
+        complete: whether these are all cases of the dataset.
+        facts: makes the manifest's `facts` out of the records.
+
+    Raises:
+        UserError: a case cannot be used, the folder holds something else, the disk is full or not
+            writable, or another process is preparing the same dataset.
+    """
+    folder = root / name
+    total = len(originals)
+    with _exclusive(root, name):
+        progress(0, total, f"checking the files of {name}")
+        sources = {
+            original.case: {key: file_sha256(path) for key, path in original.files.items()}
+            for original in originals
+        }
+        if folder.exists():
+            manifest = read_manifest(folder)
+            _require_same(folder, manifest, preprocessing, sources)
+            progress(total, total, f"{name} is already prepared in {folder}: nothing to do")
+            return folder
+        temporary = _make_temporary(root, name)
+        try:
+            records = {}
+            for done, original in enumerate(originals):
+                progress(done, total, original.case)
+                records[original.case] = _write_case(temporary, original, sources[original.case])
+            splits: dict[Split, tuple[str, ...]] = {
+                split: tuple(o.case for o in originals if o.split == split) for split in SPLITS
+            }
+            manifest = Manifest(
+                name=name,
+                preprocessing=preprocessing,
+                splits=splits,
+                cases=records,
+                complete=complete,
+                facts=facts(records),
+                fingerprint=dataset_fingerprint(preprocessing, splits, records),
+            )
+            with _writing(temporary):
+                text = json.dumps(asdict(manifest), indent=1) + "\n"
+                _write_durably(temporary / "manifest.json", text.encode())
+                _sync_folders(temporary, temporary / "images", temporary / "labels")
+                temporary.rename(folder)
+                _sync_folders(root)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    progress(total, total, f"{name} is prepared in {folder}")
+    return folder
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether there is a prepared dataset in this folder."""
+    return (folder / "manifest.json").is_file()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read a folder's manifest and check that it is whole.
+
+    Raises:
+        UserError: it is missing, damaged, or of a newer version.
+    """
+    path = folder / "manifest.json"
+    again = f"Remove the folder {folder} and run `bench data prepare` again."
+    try:
+        raw = json.loads(path.read_text())
+        if raw["format"] > FORMAT:
+            raise UserError(
+                f"{folder} was prepared by a newer version (format {raw['format']}, this version "
+                f"reads up to {FORMAT}). Update ssl3d-bench."
+            )
+        raw["splits"] = {split: tuple(raw["splits"][split]) for split in SPLITS}
+        raw["cases"] = {case: _record(fields) for case, fields in raw["cases"].items()}
+        manifest = Manifest(**raw)
+        listed = [case for split in SPLITS for case in manifest.splits[split]]
+        whole = sorted(listed) == sorted(manifest.cases) and manifest.fingerprint == (
+            dataset_fingerprint(manifest.preprocessing, manifest.splits, manifest.cases)
+        )
+    except FileNotFoundError:
+        raise UserError(f"{folder} holds no prepared dataset: {path} is missing. {again}") from None
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path} is damaged. {again}")
+    return manifest
+
+
+def open_prepared(folder: Path, card: Card) -> Dataset:
+    """The dataset in a prepared folder, after a check that costs no reading of voxels.
+
+    Raises:
+        UserError: the manifest or a volume is missing or damaged.
+    """
+    manifest = read_manifest(folder)
+    for case, record in manifest.cases.items():
+        for path, expected in zip(
+            _paths(folder, case), (record.image_bytes, record.label_bytes), strict=True
+        ):
+            size = path.stat().st_size if path.is_file() else None
+            if size != expected:
+                state = "is missing" if size is None else f"has {size} bytes, not {expected}"
+                raise _damaged(folder, f"{path} {state}")
+    return Dataset(
+        card=card,
+        splits=manifest.splits,
+        fingerprint=manifest.fingerprint,
+        load=partial(_load, folder, manifest),
+        complete=manifest.complete,
+        folder=folder,
+    )
+
+
+def check_prepared(dataset: Dataset) -> list[Finding]:
+    """Read every voxel of a dataset and list what is wrong or what a reader must know.
+
+    Errors are damage (voxels that are not those in the manifest), values that cannot be used, and
+    cases in two splits. Warnings are originals that are not the published files, and the same
+    image or label under two names: labels are compared inside their bounding boxes, so that two
+    crops of one scan are found.
+    """
+    findings = []
+    manifest = None if dataset.folder is None else read_manifest(dataset.folder)
+    images: dict[str, list[str]] = {}
+    labels: dict[str, list[str]] = {}
+    split_of: dict[str, Split] = {}
+    for split in SPLITS:
+        for case in dataset.splits[split]:
+            if case in split_of:
+                text = f"The case is in {split_of[case]} and in {split}."
+                findings.append(Finding("error", case, text))
+                continue
+            split_of[case] = split
+            try:
+                volume = dataset.load(case)
+            except UserError as error:
+                findings.append(Finding("error", case, str(error)))
+                continue
+            wrong = problems(volume.image, volume.label)
+            if manifest is not None:
+                record = manifest.cases[case]
+                wrong += _differences(record, volume)
+                if record.verified is False:
+                    text = "The original differs from the published file (sha256)."
+                    findings.append(Finding("warning", case, text))
+            findings += [Finding("error", case, text) for text in wrong]
+            if not wrong:
+                images.setdefault(array_sha256(volume.image), []).append(case)
+                box = ndimage.find_objects(volume.label)[0]
+                labels.setdefault(array_sha256(volume.label[box]), []).append(case)
+    for what, groups in (("image", images), ("label, up to the crop,", labels)):
+        for group in groups.values():
+            findings += [
+                Finding("warning", a, f"The same {what} as {b}: {split_of[a]} and {split_of[b]}.")
+                for a, b in combinations(group, 2)
+            ]
+    return findings
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
+
+
+def _paths(folder: Path, case: str) -> tuple[Path, Path]:
+    return folder / "images" / f"{case}.npy", folder / "labels" / f"{case}.npy"
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    sizes = {"shape": tuple(fields["shape"]), "spacing": tuple(fields["spacing"])}
+    return Record(**{**fields, **sizes})
+
+
+def _damaged(folder: Path, what: str) -> UserError:
+    return UserError(
+        f"Damaged data: {what}. Remove the folder {folder} and run `bench data prepare` again."
+    )
+
+
+def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
+    """Map one case into memory."""
+    record = manifest.cases[case]
+    arrays = []
+    wanted = ((record.shape, np.float32), (record.shape[1:], np.uint8))
+    for path, (shape, dtype) in zip(_paths(folder, case), wanted, strict=True):
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise _damaged(folder, f"{path} cannot be read ({error})") from error
+        if array.shape != shape or array.dtype != dtype:
+            raise _damaged(folder, f"{path} has shape {array.shape}, type {array.dtype}")
+        arrays.append(array)
+    return Volume(arrays[0], arrays[1], record.spacing)
+
+
+def _differences(record: Record, volume: Volume) -> list[str]:
+    pairs = (
+        ("image", record.image_sha256, volume.image),
+        ("label", record.label_sha256, volume.label),
+    )
+    return [
+        f"The {what} is not the one that was prepared (sha256): the file has been changed."
+        for what, expected, array in pairs
+        if array_sha256(array) != expected
+    ]
+
+
+def _require_same(
+    folder: Path,
+    manifest: Manifest,
+    preprocessing: str,
+    sources: Mapping[str, Mapping[str, str]],
+) -> None:
+    """Raise unless the folder was made from just these files in just this way."""
+    old = {case: dict(record.sources) for case, record in manifest.cases.items()}
+    if old == sources and manifest.preprocessing == preprocessing:
+        return
+    if old.keys() != sources.keys():
+        reason = f"it holds {len(old)} cases, the source {len(sources)}, and not the same ones"
+        if old.keys() < sources.keys() or sources.keys() < old.keys():
+            reason = f"it holds {len(old)} cases, the source {len(sources)}"
+    elif old != sources:
+        changed = sorted(case for case in old if old[case] != sources[case])
+        reason = f"{len(changed)} of {len(old)} cases have other files, such as {changed[0]}"
+    else:
+        reason = "the preprocessing is another one"
+    raise UserError(
+        f"{folder} is prepared from something else: {reason}. To replace it, remove that folder "
+        "and run the same command again; to keep both, use another data root (--data)."
+    )
+
+
+def _write_case(folder: Path, original: Original, sources: Mapping[str, str]) -> Record:
+    volume = original.read()
+    image = np.ascontiguousarray(volume.image, dtype=np.float32)
+    label = np.ascontiguousarray(volume.label, dtype=np.uint8)
+    image_path, label_path = _paths(folder, original.case)
+    with _writing(folder):
+        for path, array in ((image_path, image), (label_path, label)):
+            with path.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+                file.flush()
+                os.fsync(file.fileno())
+    known = original.known_sha256
+    return Record(
+        shape=image.shape,
+        spacing=volume.spacing,
+        image_sha256=array_sha256(image),
+        label_sha256=array_sha256(label),
+        image_bytes=image_path.stat().st_size,
+        label_bytes=label_path.stat().st_size,
+        sources=sources,
+        verified=None if known is None else known in sources.values(),
+    )
+
+
+def _make_temporary(root: Path, name: str) -> Path:
+    """A new folder to build in; what killed preparations left behind is removed."""
+    prefix = f".tmp-{name}-"
+    for left in root.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with _writing(root):
+        temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
+        temporary.chmod(0o755)
+        (temporary / "images").mkdir()
+        (temporary / "labels").mkdir()
+    return temporary
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn a failed write into a message."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"Cannot write to {folder}: {error.strerror}. Make room or choose another data root "
+            "(--data, or the environment variable BENCH_DATA)."
+        ) from error
+
+
+@contextmanager
+def _exclusive(root: Path, name: str) -> Iterator[None]:
+    """Hold the right to prepare one dataset; the kernel gives it back when a process dies."""
+    with _writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Another process is preparing {name} in {root}. Wait until it is done."
+            ) from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folders(*folders: Path) -> None:
+    for folder in folders:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

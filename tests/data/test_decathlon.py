@@ -1,0 +1,280 @@
+"""Folders in the Medical Segmentation Decathlon and nnU-Net layouts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from made_data import CASES, SHARED, ball, quiet, volume, write_facts, write_nifti
+
+from benchmark.data import open_dataset, source_for
+from benchmark.data.base import SPLITS, Dataset, Geometry
+from benchmark.data.decathlon import Decathlon, derive_geometry, draw_split
+from benchmark.data.prepared import check_prepared, read_manifest
+from results.errors import UserError
+
+CASE = CASES[3]
+
+
+def prepare(folder: Path, tmp_path: Path, label: int | None = None) -> Dataset:
+    source = Decathlon(folder, label)
+    source.prepare(folder, tmp_path / "root", quiet)
+    return source.open(tmp_path / "root")
+
+
+def refuse(folder: Path, tmp_path: Path, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(folder, tmp_path)
+    assert not list((tmp_path / "root").glob("[!.]*"))
+
+
+def test_a_folder_becomes_a_dataset_with_its_own_name_and_split(blobs, tmp_path):
+    dataset = prepare(blobs, tmp_path)
+    assert dataset.card.name == "task99-blobs"
+    assert dataset.card.title == "Blobs"
+    assert dataset.card.structure == "core, rim"
+    assert dataset.card.unit == "mm"
+    assert [len(dataset.splits[split]) for split in SPLITS] == [7, 1, 2]
+    assert sorted(c for split in SPLITS for c in dataset.splits[split]) == CASES
+
+
+def test_labels_are_merged_or_one_is_chosen(blobs, tmp_path):
+    merged = prepare(blobs, tmp_path).load(CASE).label
+    chosen = prepare(blobs, tmp_path, label=2)
+    assert chosen.card.name == "task99-blobs-label2"
+    assert chosen.card.structure == "rim"
+    assert np.array_equal(merged, ball(radius=5.6))
+    assert np.array_equal(chosen.load(CASE).label, ball(radius=3))
+
+
+def test_one_label_can_be_chosen_in_the_name(blobs, tmp_path):
+    prepare(blobs, tmp_path, label=2)
+    assert open_dataset(f"{blobs}:2", tmp_path / "root").card.name == "task99-blobs-label2"
+
+
+def test_a_label_that_is_not_there_is_refused(blobs):
+    with pytest.raises(UserError, match=r"no label 7. Known: 1 \(core\), 2 \(rim\)"):
+        Decathlon(blobs, 7)
+
+
+def test_images_are_z_scored_over_the_whole_volume(blobs, tmp_path):
+    image = prepare(blobs, tmp_path).load(CASE).image
+    raw = volume(seed=sum(map(ord, CASE))).image.astype(np.float64)
+    assert image.dtype == np.float32
+    assert np.allclose(image, (raw - raw.mean()) / raw.std(), atol=1e-5)
+
+
+def test_ct_is_clipped_to_soft_tissue_first(blobs, tmp_path):
+    facts = json.loads((blobs / "dataset.json").read_text()) | {"modality": {"0": "CT"}}
+    (blobs / "dataset.json").write_text(json.dumps(facts))
+    hounsfield = volume().image[0] * 100
+    hounsfield[0, 0, :2] = (-1024, 3000)
+    write_nifti(blobs, CASE, image=hounsfield, label=ball())
+    image = prepare(blobs, tmp_path).load(CASE).image
+    clipped = np.clip(hounsfield, -200, 300)
+    assert np.allclose(image[0], (clipped - clipped.mean()) / clipped.std(), atol=1e-5)
+
+
+def test_spacing_comes_from_the_header(blobs, tmp_path):
+    assert prepare(blobs, tmp_path).load(CASE).spacing == (1.0, 1.5, 2.0)
+
+
+def test_axes_are_brought_to_one_orientation(blobs, tmp_path):
+    expected = prepare(blobs, tmp_path / "as-is").load(CASE)
+    made = nib.load(blobs / "imagesTr" / f"{CASE}.nii.gz")
+    mask = nib.load(blobs / "labelsTr" / f"{CASE}.nii.gz")
+    turned = nib.orientations.axcodes2ornt("PLI")
+    for image, kind in ((made, "imagesTr"), (mask, "labelsTr")):
+        original = nib.Nifti1Image(np.asarray(image.dataobj), image.affine)
+        nib.save(original.as_reoriented(turned), blobs / kind / f"{CASE}.nii.gz")
+    actual = prepare(blobs, tmp_path / "turned").load(CASE)
+    assert np.array_equal(actual.label, expected.label)
+    assert np.allclose(actual.image, expected.image, atol=1e-5)
+    assert actual.spacing == pytest.approx(expected.spacing)
+
+
+def test_the_nnunet_layout_works(tmp_path):
+    folder = tmp_path / "Dataset500_Blobs"
+    for case in CASES:
+        write_nifti(folder, case, suffix="_0000")
+    words = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "blob": 1}}
+    write_facts(folder, CASES, training=None, modality=None, **words)
+    dataset = prepare(folder, tmp_path)
+    assert dataset.card.name == "dataset500-blobs"
+    assert dataset.card.modality == "T1"
+    assert sum(len(cases) for cases in dataset.splits.values()) == 10
+
+
+def test_hidden_files_are_not_data(blobs, tmp_path):
+    (blobs / "imagesTr" / f"._{CASE}.nii.gz").write_text("resource fork")
+    assert sum(map(len, prepare(blobs, tmp_path).splits.values())) == 10
+
+
+def test_the_split_is_drawn_once_and_depends_on_names_only(blobs, tmp_path):
+    first, second = (prepare(blobs, tmp_path / name) for name in ("one", "two"))
+    assert first.splits == second.splits == draw_split(CASES)
+    assert first.fingerprint == second.fingerprint
+    assert list(first.splits["train"]) != sorted(first.splits["train"])
+
+
+def test_the_split_has_the_announced_shares():
+    split = draw_split([f"{i:03d}" for i in range(260)])
+    assert {name: len(cases) for name, cases in split.items()} == {
+        "train": 182,
+        "val": 26,
+        "test": 52,
+    }
+    with pytest.raises(UserError, match="3 cases cannot be split"):
+        draw_split(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("median", "full", "reduced", "scale"),
+    [
+        ((35, 50, 36), (32, 48, 32), (32, 48, 32), 1.0),
+        ((200, 180, 160), (112, 112, 96), (48, 48, 48), 0.34),
+        ((320, 320, 20), (112, 112, 16), (48, 48, 16), 0.49),
+        ((10, 12, 9), (16, 16, 16), (16, 16, 16), 1.0),
+    ],
+)
+def test_sizes_follow_from_the_median_volume(median, full, reduced, scale):
+    geometry = derive_geometry(median)
+    assert geometry["full"].patch == full
+    assert geometry["reduced"].patch == reduced
+    assert geometry["reduced"].scale == scale
+    assert geometry["tiny"].patch == (16, 16, 16)
+    assert geometry["full"].stride == tuple(side // 2 for side in full)
+
+
+def test_the_sizes_are_remembered_in_the_manifest(blobs, tmp_path):
+    dataset = prepare(blobs, tmp_path)
+    assert dataset.card.geometry["full"] == Geometry((16, 16, 16), (8, 8, 8))
+    stored = read_manifest(dataset.folder).facts["card"]["geometry"]["full"]
+    assert stored == {"patch": [16, 16, 16], "stride": [8, 8, 8], "scale": 1.0}
+
+
+def test_a_folder_that_is_not_prepared_says_what_to_run(blobs, tmp_path):
+    with pytest.raises(UserError, match=rf"is not prepared.*bench data prepare {blobs}"):
+        open_dataset(str(blobs), tmp_path)
+
+
+def test_a_prepared_folder_opens_by_its_short_name(blobs, tmp_path):
+    by_path = prepare(blobs, tmp_path)
+    by_name = open_dataset("task99-blobs", tmp_path / "root")
+    assert by_name == by_path
+
+
+def test_another_folder_of_the_same_name_is_refused(blobs, tmp_path):
+    prepare(blobs, tmp_path)
+    other = tmp_path / "elsewhere" / blobs.name
+    for case in CASES:
+        write_nifti(other, case, image=volume(seed=99).image[0])
+    write_facts(other, CASES)
+    with pytest.raises(UserError, match="prepared from something else: 10 of 10 cases have other"):
+        Decathlon(other).prepare(other, tmp_path / "root", quiet)
+    renamed = [f"x{case}" for case in CASES]
+    third = tmp_path / "third" / blobs.name
+    for case in renamed:
+        write_nifti(third, case)
+    write_facts(third, renamed)
+    with pytest.raises(UserError, match="prepared from another folder"):
+        open_dataset(str(third), tmp_path / "root")
+
+
+def test_a_folder_without_dataset_json_says_what_is_expected(tmp_path):
+    with pytest.raises(UserError, match=r"has no dataset.json. Expected are"):
+        source_for(str(tmp_path))
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"labels": 3}', '{"labels": {"0": "background"}}'])
+def test_a_dataset_json_that_says_nothing_is_refused(tmp_path, text):
+    (tmp_path / "dataset.json").write_text(text)
+    with pytest.raises(UserError, match=r"dataset\.json"):
+        Decathlon(tmp_path)
+
+
+def test_several_channels_are_refused(blobs, tmp_path):
+    write_facts(blobs, CASES, modality={"0": "T1", "1": "T2"})
+    with pytest.raises(UserError, match=r"2 channels \(T1, T2\)"):
+        Decathlon(blobs)
+    write_facts(blobs, CASES)
+    write_nifti(blobs, CASE, image=np.stack([volume().image[0]] * 2, axis=-1))
+    refuse(blobs, tmp_path, f"{CASE}.nii.gz has 4 axes")
+    write_nifti(blobs, CASE)
+    write_nifti(blobs, CASE, suffix="_0001")
+    refuse(blobs, tmp_path, f"{CASE}_0001.nii.gz is a second channel")
+
+
+@pytest.mark.parametrize(("kind", "what"), [("imagesTr", "image"), ("labelsTr", "label")])
+def test_a_missing_volume_is_named(blobs, tmp_path, kind, what):
+    (blobs / kind / f"{CASE}.nii.gz").unlink()
+    refuse(blobs, tmp_path, rf"has no {what} of 1 of 10 cases: {CASE}\.")
+
+
+def test_a_missing_folder_is_named(blobs, tmp_path):
+    (blobs / "labelsTr").rename(blobs / "labels")
+    refuse(blobs, tmp_path, "labelsTr is missing")
+
+
+def test_a_case_that_is_not_listed_is_not_dropped(blobs, tmp_path):
+    write_facts(blobs, CASES[:-1])
+    refuse(blobs, tmp_path, f"1 cases that dataset.json does not list: {CASES[-1]}")
+
+
+@pytest.mark.parametrize("kind", ["imagesTr", "labelsTr"])
+def test_a_truncated_volume_is_named(blobs, tmp_path, kind):
+    path = blobs / kind / f"{CASE}.nii.gz"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refuse(blobs, tmp_path, rf"{kind}/{CASE}.nii.gz is truncated or damaged")
+
+
+def test_a_file_that_is_no_image_is_named(blobs, tmp_path):
+    (blobs / "imagesTr" / f"{CASE}.nii.gz").write_text("404 not found")
+    refuse(blobs, tmp_path, rf"{CASE}.nii.gz is truncated or damaged")
+
+
+def spoiled(array: np.ndarray, value: float) -> np.ndarray:
+    changed = array.astype(np.float32)
+    changed[1, 2, 3] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"label": ball((20, 18, 15))}, "Image 20×18×16 and label 20×18×15 differ in shape"),
+        ({"image": spoiled(volume().image[0], np.nan)}, "1 voxels that are NaN"),
+        ({"image": np.ones((20, 18, 16), np.float32)}, "same intensity everywhere"),
+        ({"label": ball() * 9}, "does not list: 9. Known: 0, 1, 2"),
+        ({"label": spoiled(ball(), 1.5)}, r"does not list: 1\.5. Known: 0, 1, 2"),
+        ({"label": ball() * 0}, "label is empty"),
+        ({"label_affine": np.diag([1.0, 1.5, 1.0, 1.0])}, "lie in different places"),
+        ({"label_affine": np.diag([-1.0, 1.5, 2.0, 1.0])}, "lie in different places"),
+    ],
+)
+def test_a_volume_that_cannot_be_used_is_named_with_the_reason(blobs, tmp_path, content, message):
+    write_nifti(blobs, CASE, **content)
+    refuse(blobs, tmp_path, rf"{CASE}.*{message}")
+
+
+def test_a_case_without_the_chosen_label_is_named(blobs, tmp_path):
+    write_nifti(blobs, CASE, label=ball())
+    with pytest.raises(UserError, match=rf"{CASE}.*label is empty"):
+        prepare(blobs, tmp_path, label=2)
+
+
+@pytest.mark.skipif(
+    not (SHARED / "hippocampus").is_dir(),
+    reason="the real hippocampus volumes (../shared/data/hippocampus) are not here",
+)
+def test_the_real_hippocampus_works(tmp_path):
+    dataset = prepare(SHARED / "hippocampus", tmp_path)
+    assert [len(dataset.splits[split]) for split in SPLITS] == [182, 26, 52]
+    assert check_prepared(dataset) == []
+    assert dataset.card.geometry["full"].patch == (32, 48, 32)
+    case = dataset.load(dataset.splits["test"][0])
+    assert case.spacing == (1.0, 1.0, 1.0)
+    assert 0.01 < case.label.mean() < 0.2

@@ -1,0 +1,288 @@
+"""The prepared form on disk: whole or not there, and honest about damage."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_data import LA_TEST, LA_TRAIN, quiet, volume
+
+from benchmark.data import SOURCES, open_dataset, prepared
+from benchmark.data.base import Dataset, Volume
+from benchmark.data.prepared import Original, check_prepared, prepare_folder, read_manifest
+from results.errors import UserError
+
+
+def originals(tmp_path: Path, cases: dict[str, Volume]) -> list[Original]:
+    """One original file per case; the last case is the test split."""
+    made = []
+    for number, (case, content) in enumerate(cases.items()):
+        path = tmp_path / f"{case}.raw"
+        path.write_text(case)
+        split = "test" if number == len(cases) - 1 else "train"
+        made.append(Original(case, split, {case: path}, lambda content=content: content))
+    return made
+
+
+def dataset(tmp_path: Path, cases: dict[str, Volume]) -> Dataset:
+    root = tmp_path / "root"
+    prepare_folder(root, "la", originals(tmp_path, cases), "as it is", quiet)
+    return open_dataset("la", root)
+
+
+@pytest.fixture
+def la(la_source: Path, tmp_path: Path) -> Dataset:
+    SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    return open_dataset("la", tmp_path / "root")
+
+
+def test_what_is_prepared_is_what_was_read(tmp_path):
+    cases = {name: volume(seed) for seed, name in enumerate("abc")}
+    opened = dataset(tmp_path, cases)
+    assert opened.splits == {"train": ("a", "b"), "val": (), "test": ("c",)}
+    for case, expected in cases.items():
+        loaded = opened.load(case)
+        assert np.array_equal(loaded.image, expected.image)
+        assert np.array_equal(loaded.label, expected.label)
+        assert loaded.spacing == expected.spacing
+
+
+def test_equal_content_has_an_equal_fingerprint_wherever_it_lies(la_source, tmp_path):
+    for root in ("one", "two"):
+        SOURCES["la"].prepare(la_source, tmp_path / root, quiet)
+    one, two = (open_dataset("la", tmp_path / root) for root in ("one", "two"))
+    assert one.fingerprint == two.fingerprint
+    assert one.folder != two.folder
+
+
+@pytest.mark.parametrize("what", ["voxel", "label", "spacing", "order", "split", "preprocessing"])
+def test_every_difference_changes_the_fingerprint(tmp_path, what):
+    cases = {name: volume(seed) for seed, name in enumerate("abc")}
+    before = dataset(tmp_path / "before", _in(tmp_path / "before", cases)).fingerprint
+    changed = {name: volume(seed) for seed, name in enumerate("abc")}
+    text = "as it is"
+    if what == "voxel":
+        changed["b"].image[0, 0, 0, 0] += 1
+    elif what == "label":
+        changed["b"].label[0, 0, 0] = 1
+    elif what == "spacing":
+        changed["b"] = replace(changed["b"], spacing=(1.0, 1.0, 2.0))
+    elif what == "order":
+        changed = {name: changed[name] for name in "bac"}
+    elif what == "split":
+        changed = {name: changed[name] for name in "acb"}
+    else:
+        text = "otherwise"
+    folder = tmp_path / "after"
+    prepare_folder(folder, "la", originals(tmp_path, changed), text, quiet)
+    assert open_dataset("la", folder).fingerprint != before
+
+
+def _in(folder: Path, cases: dict[str, Volume]) -> dict[str, Volume]:
+    folder.mkdir()
+    return cases
+
+
+def test_a_second_preparation_does_nothing_and_says_so(la_source, tmp_path):
+    folder = SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    log: list[tuple[int, int, str]] = []
+    SOURCES["la"].prepare(la_source, tmp_path / "root", lambda *event: log.append(event))
+    assert log[-1] == (4, 4, f"la is already prepared in {folder}: nothing to do")
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_another_source_never_replaces_what_is_prepared(la_source, tmp_path):
+    SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    (la_source / LA_TRAIN[0] / "mri_norm2.h5").unlink()
+    (la_source / LA_TRAIN[0]).rmdir()
+    with pytest.raises(UserError, match=r"it holds 4 cases, the source 3.*remove that folder"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    assert len(read_manifest(tmp_path / "root" / "la").cases) == 4
+
+
+def test_a_case_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+    def fail() -> Volume:
+        raise UserError("a broken scan")
+
+    made = originals(tmp_path, {name: volume() for name in "abc"})
+    made[2] = replace(made[2], read=fail)
+    with pytest.raises(UserError, match="a broken scan"):
+        prepare_folder(tmp_path / "root", "la", made, "as it is", quiet)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+def test_ctrl_c_leaves_nothing_behind(la_source, tmp_path):
+    def interrupt(done: int, total: int, what: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", interrupt)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+def test_a_killed_preparation_is_not_taken_for_complete_and_is_cleared_by_the_next(
+    la_source, tmp_path
+):
+    root = tmp_path / "root"
+    script = (
+        "import os, signal, sys; from pathlib import Path; from benchmark.data import SOURCES\n"
+        "def kill(done, total, what):\n"
+        "    if done == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "SOURCES['la'].prepare(Path(sys.argv[1]), Path(sys.argv[2]), kill)"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, la_source, root], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(root.glob(".tmp-la-*"))
+    with pytest.raises(UserError, match="la is not prepared"):
+        open_dataset("la", root)
+    SOURCES["la"].prepare(la_source, root, quiet)
+    assert check_prepared(open_dataset("la", root)) != []
+    assert not list(root.glob(".tmp-la-*"))
+
+
+def test_two_processes_do_not_prepare_the_same_dataset(la_source, tmp_path):
+    root = tmp_path / "root"
+    root.mkdir()
+    handle = os.open(root / ".la.lock", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="Another process is preparing la"):
+            SOURCES["la"].prepare(la_source, root, quiet)
+    finally:
+        os.close(handle)
+
+
+def test_a_data_root_that_cannot_be_written_is_named(la_source, tmp_path):
+    (tmp_path / "root").write_text("a file")
+    with pytest.raises(UserError, match=r"Cannot write to .*root.*--data"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+
+
+def test_a_full_disk_is_one_clear_message_and_leaves_nothing(la_source, tmp_path, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepared.np, "save", full)
+    with pytest.raises(UserError, match=r"Cannot write to .*No space left on device"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_truncated_volume_is_named_when_the_dataset_is_opened(la, kind):
+    path = la.folder / kind / f"{LA_TRAIN[1]}.npy"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=rf"{LA_TRAIN[1]}.npy has \d+ bytes, not \d+. Remove"):
+        open_dataset("la", la.folder.parent)
+
+
+def test_a_missing_volume_is_named_when_the_dataset_is_opened(la):
+    (la.folder / "labels" / f"{LA_TEST[0]}.npy").unlink()
+    with pytest.raises(UserError, match=rf"{LA_TEST[0]}.npy is missing. Remove"):
+        open_dataset("la", la.folder.parent)
+
+
+def test_a_volume_that_vanishes_after_opening_is_named(la):
+    (la.folder / "images" / f"{LA_TRAIN[0]}.npy").unlink()
+    with pytest.raises(UserError, match=rf"{LA_TRAIN[0]}.npy cannot be read.*Remove"):
+        la.load(LA_TRAIN[0])
+
+
+def test_a_volume_of_another_shape_is_named(la):
+    path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
+    np.save(path, np.load(path).reshape(1, 18, 20, 16))
+    with pytest.raises(UserError, match=r"has shape \(1, 18, 20, 16\)"):
+        la.load(LA_TRAIN[0])
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
+def test_a_damaged_manifest_is_refused(la, text):
+    (la.folder / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json is damaged. Remove the folder"):
+        open_dataset("la", la.folder.parent)
+
+
+def test_an_edited_manifest_is_refused(la):
+    path = la.folder / "manifest.json"
+    path.write_text(path.read_text().replace(LA_TRAIN[0], "ANOTHER"))
+    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+        open_dataset("la", la.folder.parent)
+
+
+def test_a_manifest_of_a_newer_version_asks_for_an_update(la):
+    path = la.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99, "new": True}))
+    with pytest.raises(UserError, match=r"newer version \(format 99.*Update"):
+        open_dataset("la", la.folder.parent)
+
+
+def test_a_folder_without_manifest_is_not_overwritten(la_source, tmp_path):
+    (tmp_path / "root" / "la").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"manifest.json is missing. Remove the folder"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+
+
+def test_a_check_of_good_data_finds_nothing(tmp_path):
+    shapes = ((20, 18, 16), (21, 18, 16), (22, 18, 16))
+    cases = {n: volume(i, s, 5 + i) for i, (n, s) in enumerate(zip("abc", shapes, strict=True))}
+    assert check_prepared(dataset(tmp_path, cases)) == []
+
+
+def test_a_check_finds_changed_voxels(la):
+    path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
+    array = np.load(path)
+    array[0, 0, 0, 0] += 1
+    np.save(path, array)
+    errors = [f for f in check_prepared(la) if f.severity == "error"]
+    assert [f.subject for f in errors] == [LA_TRAIN[0]]
+    assert "image is not the one that was prepared" in errors[0].text
+
+
+def test_a_check_finds_voxels_and_labels_that_cannot_be_used(tmp_path):
+    cases = {name: volume(seed, radius=4 + seed) for seed, name in enumerate("abcd")}
+    cases["a"].image[0, 0, 0, :2] = (np.nan, np.inf)
+    cases["b"].label[0, 0, 0] = 3
+    cases["c"].label[:] = 0
+    found = {f.subject: f.text for f in check_prepared(dataset(tmp_path, cases))}
+    assert found["a"] == "The image has 2 voxels that are NaN or infinite."
+    assert found["b"] == "The label has values other than 0 and 1: 3."
+    assert "empty" in found["c"]
+    assert "d" not in found
+
+
+def test_a_check_finds_the_same_scan_under_two_names_although_cropped_differently(tmp_path):
+    first = volume(0, radius=6)
+    second = Volume(first.image[:, 1:], first.label[1:], first.spacing)
+    twin = volume(3, radius=4)
+    cases = {"a": first, "b": volume(1, radius=5), "c": second, "d": twin, "e": twin}
+    found = check_prepared(dataset(tmp_path, cases))
+    assert {f.severity for f in found} == {"warning"}
+    assert [(f.subject, f.text) for f in found] == [
+        ("d", "The same image as e: train and test."),
+        ("a", "The same label, up to the crop, as c: train and train."),
+        ("d", "The same label, up to the crop, as e: train and test."),
+    ]
+
+
+def test_a_check_finds_a_case_in_two_splits(tmp_path):
+    opened = dataset(tmp_path, {name: volume(i, radius=4 + i) for i, name in enumerate("abc")})
+    leaking = replace(opened, splits={"train": ("a", "b"), "val": (), "test": ("c", "a")})
+    found = check_prepared(leaking)
+    assert [(f.severity, f.subject) for f in found] == [("error", "a")]
+    assert found[0].text == "The case is in train and in test."
+
+
+def test_a_check_names_a_damaged_file_and_goes_on(la):
+    (la.folder / "images" / f"{LA_TRAIN[0]}.npy").unlink()
+    subjects = [f.subject for f in check_prepared(la) if f.severity == "error"]
+    assert subjects == [LA_TRAIN[0]]
