@@ -1,0 +1,81 @@
+"""From cases to trajectories: what a run scored at each of its evaluations."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from protocols.metrics import METRICS
+from protocols.policies import Policy, score
+from results.errors import UserError
+
+KEYS: Final = ("run", "predictor", "split", "step")
+
+
+def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
+    """Mean over cases of every evaluation.
+
+    The order of rows changes nothing, not even the last bit: cases are summed in order of name.
+
+    Args:
+        cases: the `cases` table or a part of it.
+        policy: what empty masks count.
+
+    Returns:
+        One row per run, predictor, split and step, in this order: `cases` (how many), `empty`
+        (how many with an empty mask) and the means dsc, asd, hd95 over the cases that count
+        (NaN when none does).
+
+    Raises:
+        UserError: a case occurs twice in one evaluation.
+    """
+    if cases.empty:
+        cases = cases.assign(empty=np.zeros(0, dtype=bool))
+        return cases.assign(cases=0)[[*KEYS, "cases", "empty", *METRICS]]
+    rows = score(cases, policy)
+    levels = [_ordered(rows[name]) for name in (*KEYS, "case")]
+    code = np.zeros(len(rows), dtype=np.int64)
+    for places, values in levels:
+        code = code * len(values) + places
+    order = np.argsort(code, kind="stable")
+    code = code[order]
+    repeated = np.flatnonzero(code[1:] == code[:-1])
+    if len(repeated):
+        row = rows.iloc[order[repeated[0]]]
+        raise UserError(
+            f"case {row['case']} occurs twice in run {row['run']} at step {row['step']} "
+            f"({row['predictor']}, {row['split']}): the store was changed by hand"
+        )
+    evaluation = code // len(levels[-1][1])
+    starts = np.flatnonzero(np.r_[True, evaluation[1:] != evaluation[:-1]])
+    firsts = order[starts]
+    means: dict[str, object] = {}
+    for name, (places, values) in zip(KEYS, levels, strict=False):
+        at = places[firsts]
+        text = rows[name].dtype.kind not in "iu"
+        means[name] = pd.Categorical.from_codes(at, pd.Index(values)) if text else values[at]
+    means["cases"] = np.diff(np.r_[starts, len(rows)])
+    means["empty"] = np.add.reduceat(rows["empty"].to_numpy()[order].astype(np.int64), starts)
+    for metric in METRICS:
+        means[metric] = _means(rows[metric].to_numpy()[order], starts)
+    return pd.DataFrame(means)
+
+
+def _ordered(column: pd.Series) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
+    """Each value's place among the sorted distinct values, and these."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        names = column.cat.categories.to_numpy(dtype=object)
+        ranks = np.argsort(np.argsort(names))
+        return ranks[column.cat.codes.to_numpy()].astype(np.int64), np.sort(names)
+    places, values = pd.factorize(column, sort=True)
+    return places.astype(np.int64), np.asarray(values)
+
+
+def _means(values: NDArray[np.float64], starts: NDArray[np.int64]) -> NDArray[np.float64]:
+    counted = ~np.isnan(values)
+    sums = np.add.reduceat(np.where(counted, values, 0.0), starts)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(sums / np.add.reduceat(counted.astype(np.int64), starts))

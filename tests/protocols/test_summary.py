@@ -1,0 +1,206 @@
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from protocols.policies import POLICIES
+from protocols.rules import Best, Last
+from protocols.table import outcomes, planned_runs, summarise
+from protocols.trajectory import trajectory
+from results.errors import UserError
+from tests.protocols import toy
+
+DSC = {0: (0.6, 0.9, 0.8), 1: (0.5, 0.6, 0.7), 2: (0.1, 0.95, 0.75)}
+"""By seed: mean DSC at 1000, 2000 and 3000 steps."""
+
+
+def facts(scores=DSC, *, tag="0", content=None, **changes):
+    """Records and trajectory of finished runs of one method."""
+    records, rows = [], []
+    for seed, means in scores.items():
+        spec = toy.spec(seed=seed, **(content or {}))
+        run = toy.run_id(spec["method"]["name"], seed, spec["dataset"]["name"], tag)
+        records.append(toy.record(run, spec, **changes))
+        steps = zip(toy.STEPS, means, strict=True)
+        rows.append(toy.cases(run, {step: (mean - 0.05, mean + 0.05) for step, mean in steps}))
+    steps = trajectory(pd.concat(rows), POLICIES["tcseg"])
+    return pd.DataFrame(records), steps
+
+
+def together(*pairs):
+    runs, steps = zip(*pairs, strict=True)
+    keys = {"run": object, "predictor": object, "split": object}
+    return pd.concat(runs, ignore_index=True), pd.concat([s.astype(keys) for s in steps])
+
+
+def test_a_row_has_the_statistics_of_what_the_rule_chose():
+    row = summarise(*facts(), Last()).iloc[0]
+    assert row["dsc_median"] == pytest.approx(0.75)
+    assert row["dsc_best_run"] == pytest.approx(0.8)
+    assert row["asd_best_run"] == pytest.approx(2.0)
+    assert row["asd_maximum"] == pytest.approx(3.0)
+    assert row["dsc_mean"] == pytest.approx(0.75)
+    assert row["dsc_std"] == pytest.approx(0.05)
+    assert row["hd95_median"] == pytest.approx(7.5)
+    assert (row["finished"], row["started"]) == (3, 3)
+    assert (row["rule"], row["selected_on"], row["evaluations"]) == ("last", "nothing", 1)
+    assert (row["cases"], row["empty"], row["unit"]) == (2, 0, "mm")
+
+
+def test_best_and_last_of_one_store_are_two_labelled_rows_with_other_numbers():
+    last, best = (summarise(*facts(), rule).iloc[0] for rule in (Last(), Best()))
+    assert best["dsc_median"] == pytest.approx(0.9)
+    assert last["dsc_median"] == pytest.approx(0.75)
+    assert (best["rule"], best["selected_on"], best["evaluations"]) == ("best", "test", 3)
+
+
+def test_the_gap_is_the_median_over_runs_of_each_runs_own_gain():
+    row = summarise(*facts(), Best()).iloc[0]
+    assert row["dsc_gap"] == pytest.approx(np.median([0.1, 0.0, 0.2]))
+    assert row["asd_gap"] == pytest.approx(np.median([-1.0, 0.0, -2.0]))
+    assert np.isnan(summarise(*facts(), Last()).iloc[0]["dsc_gap"])
+
+
+def test_metric_names_survive_the_way_from_store_to_table():
+    runs, _ = facts()
+    rows = pd.concat([toy.cases(run, {1000: (0.5, 0.5)}) for run in runs["run"]])
+    rows = rows.assign(dsc=0.25, asd=3.0, hd95=7.0)
+    row = summarise(runs, trajectory(rows, POLICIES["tcseg"]), Last()).iloc[0]
+    for metric, value in (("dsc", 0.25), ("asd", 3.0), ("hd95", 7.0)):
+        for name in ("median", "best_run", "maximum", "minimum", "mean"):
+            assert row[f"{metric}_{name}"] == value
+        assert row[f"{metric}_std"] == 0
+
+
+def test_failed_and_unfinished_runs_stay_in_the_count_and_give_no_number():
+    runs, steps = facts()
+    failed_runs, failed_steps = facts({3: (0.99, 0.99, 0.99)}, state="failed")
+    runs, steps = together((runs, steps), (failed_runs, failed_steps))
+    begun = planned_runs({toy.run_id(seed=9): toy.spec(seed=9)}, runs)
+    row = summarise(pd.concat([runs, begun]), steps, Last()).iloc[0]
+    assert (row["finished"], row["failed"], row["started"]) == (3, 1, 5)
+    assert row["dsc_best_run"] == pytest.approx(0.8)
+
+
+def test_a_group_without_any_finished_run_has_a_row_without_numbers():
+    runs, steps = facts({0: (0.5, 0.5, 0.5)}, state="failed")
+    row = summarise(runs, steps, Best()).iloc[0]
+    assert (row["finished"], row["started"], row["evaluations"]) == (0, 1, 0)
+    assert np.isnan(row["dsc_median"])
+
+
+def test_planned_runs_alone_are_shown_as_begun():
+    none = pd.DataFrame([toy.record("x")]).iloc[:0]
+    begun = planned_runs({toy.run_id(): toy.spec()}, none)
+    _, steps = facts()
+    table = summarise(begun, steps.iloc[:0], Last())
+    assert table[["label", "finished", "started"]].values.tolist() == [["mt", 0, 1]]
+    assert table["setting"].item() == "la, 8 labelled, profile mini"
+
+
+def test_unfinished_runs_count_only_when_asked_and_are_marked():
+    runs, steps = facts()
+    begun = planned_runs({toy.run_id(seed=9): toy.spec(seed=9)}, runs)
+    rows = toy.cases(toy.run_id(seed=9), {1000: (0.9, 1.0)})
+    more = trajectory(rows, POLICIES["tcseg"])
+    runs, steps = together((runs, steps), (begun, more))
+    without, partial = (summarise(runs, steps, Last(), p).iloc[0] for p in (False, True))
+    assert (without["unfinished"], without["dsc_best_run"]) == (0, pytest.approx(0.8))
+    assert (partial["unfinished"], partial["dsc_best_run"]) == (1, pytest.approx(0.95))
+    assert partial["finished"] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "changes"),
+    [
+        ({"fingerprint": "e" * 64}, {}),
+        ({"fingerprint": "e" * 64}, {"dataset": "la (partial: 20 cases)"}),
+        ({"profile": {"name": "paper"}}, {}),
+        ({"labelled": 16}, {}),
+        ({"recipe": {"name": "authors"}}, {}),
+        ({"engine": 2}, {}),
+        ({"version": 2}, {}),
+        ({"decay": 0.5}, {}),
+        ({"decay": 0.5}, {"changed": '{"decay":0.5}'}),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_never_share_a_row(content, changes):
+    runs, steps = together(
+        facts(), facts({0: (0.1, 0.1, 0.1)}, tag="1", content=content, **changes)
+    )
+    table = summarise(runs, steps, Last())
+    assert sorted(table["started"]) == [1, 3]
+    assert not table.duplicated(["setting", "label", "predictor"]).any()
+
+
+def test_labels_carry_what_differs_from_the_default():
+    runs, steps = facts(content={"decay": 0.5}, changed='{"decay":0.5}', recipe="authors")
+    assert summarise(runs, steps, Last())["label"].item() == "mt (decay=0.5, recipe authors)"
+
+
+def test_each_predictor_has_a_row_main_first():
+    runs, _ = facts()
+    runs = runs.assign(predictors="main,a-teacher")
+    rows = [
+        toy.cases(run, {1000: (value,)}, predictor=predictor)
+        for run in runs["run"]
+        for predictor, value in (("main", 0.5), ("a-teacher", 0.6))
+    ]
+    table = summarise(runs, trajectory(pd.concat(rows), POLICIES["tcseg"]), Last())
+    assert table["predictor"].tolist() == ["main", "a-teacher"]
+    assert table["finished"].tolist() == [3, 3]
+
+
+def test_the_order_of_runs_and_rows_changes_nothing():
+    other = {"method": "dtc"}
+    runs, steps = together(facts(), facts({0: (0.1, 0.2, 0.3), 1: (0.2, 0.2, 0.2)}, content=other))
+    expected = summarise(runs, steps, Best())
+    for seed in range(4):
+        shuffled = runs.sample(frac=1, random_state=seed)
+        found = summarise(shuffled, steps.sample(frac=1, random_state=seed), Best())
+        pd.testing.assert_frame_equal(found, expected, check_exact=True)
+
+
+def test_empty_masks_at_the_reported_checkpoints_are_counted():
+    runs, _ = facts({0: DSC[0]})
+    rows = toy.cases(runs["run"].item(), {1000: (0.5, 0.5), 2000: (0.5, 0.5)}, empty=[(2000, 0)])
+    steps = trajectory(rows, POLICIES["tcseg"])
+    assert summarise(runs, steps, Last())["empty"].item() == 1
+    assert summarise(runs, steps, Best())["empty"].item() == 0
+
+
+def test_runs_that_were_continued_elsewhere_are_counted():
+    runs, steps = facts(resumed_elsewhere=True)
+    assert summarise(runs, steps, Last())["resumed_elsewhere"].item() == 3
+
+
+def test_outcomes_hold_each_run_with_what_last_would_have_given():
+    found = outcomes(*facts(), Best())
+    assert found["seed"].tolist() == [0, 1, 2]
+    np.testing.assert_allclose(found["dsc"], [0.9, 0.7, 0.95])
+    np.testing.assert_allclose(found["dsc_last"], [0.8, 0.7, 0.75])
+
+
+def test_a_finished_run_without_evaluations_is_an_error():
+    runs, steps = facts()
+    with pytest.raises(
+        UserError, match=f"run {toy.run_id(seed=1)} finished without any evaluation"
+    ):
+        summarise(runs, steps[steps["run"] != toy.run_id(seed=1)], Last())
+
+
+def test_a_spec_that_cannot_be_understood_is_named():
+    runs, steps = facts()
+    with pytest.raises(UserError, match=r"work/x/spec\.json cannot be understood"):
+        planned_runs({"x": {"method": "mt"}}, runs)
+    with pytest.raises(UserError, match="holds no readable spec"):
+        summarise(runs.assign(spec="{"), steps, Last())
+
+
+def test_a_planned_run_belongs_to_the_row_of_its_records_whatever_the_order_of_keys():
+    runs, _ = facts()
+    spec = dict(reversed(toy.spec(seed=9).items()))
+    begun = planned_runs({"x": spec}, runs)
+    assert begun["unit"].item() == "mm"
+    assert json.loads(begun["spec"].item()) == spec
