@@ -1,0 +1,264 @@
+"""A sheet of text as console table, Markdown, LaTeX; any text escaped for where it goes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pandas as pd
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from results.errors import UserError
+
+_GAP: Final = 3
+"""Between columns on a terminal."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
+_MARKDOWN: Final = re.compile(r"([\\`*_\[\]|#~])")
+_HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_FORMULA: Final = ("=", "+", "-", "@")
+_LATEX: Final = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "%": r"\%",
+    "#": r"\#",
+    "_": r"\_",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "−": r"$-$",
+    "–": "--",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that stand under one heading."""
+
+    heading: str
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table to print. All text is plain; each writer escapes it.
+
+    columns:  (group, name) of each column; neighbours of one group share a heading. The first
+              `left` columns are text, the others numbers.
+    sections: of rows with a text per column.
+    notes:    sentences that stand under it.
+    """
+
+    title: str
+    columns: tuple[tuple[str, str], ...]
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]
+    left: int = 1
+
+
+def console(sheet: Sheet) -> Group:
+    """For a terminal, by rich; where it is narrow, groups of columns go below each other."""
+    parts: list[RenderableType] = [Text(one_line(sheet.title), style="bold"), Text()]
+    widths = [_width(sheet, place) for place in range(len(sheet.columns))]
+    for section in sheet.sections:
+        parts += [Text(one_line(section.heading), style="italic"), _Fitting(sheet, section, widths)]
+    parts += [Padding(Text(f"· {one_line(n)}", style="dim"), (0, 0, 0, 2)) for n in sheet.notes]
+    return Group(*parts)
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """A section as one table, or as several that repeat the columns without a group."""
+
+    sheet: Sheet
+    section: Section
+    widths: Sequence[int]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for places in self._parts(options.max_width):
+            yield self._table(places)
+
+    def _parts(self, room: int) -> list[list[int]]:
+        names = [group for group, _ in self.sheet.columns]
+        lead = [place for place, group in enumerate(names) if not group]
+        parts = [lead]
+        for group in dict.fromkeys(filter(None, names)):
+            own = [place for place, name in enumerate(names) if name == group]
+            longer = parts[-1] + own
+            if parts[-1] != lead and sum(self.widths[p] + _GAP for p in longer) > room:
+                parts.append(lead + own)
+            else:
+                parts[-1] = longer
+        return parts
+
+    def _table(self, places: Sequence[int]) -> Table:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        shown = ""
+        for place in places:
+            group, name = map(one_line, self.sheet.columns[place])
+            number = place >= self.sheet.left
+            table.add_column(
+                Text(f"{'' if group == shown else group}\n{name}"),
+                justify="right" if number else "left",
+                no_wrap=number,
+                overflow="ellipsis" if number else "fold",
+                min_width=self.widths[place] if number else None,
+            )
+            shown = group
+        for row in self.section.rows:
+            table.add_row(*(Text(one_line(row[place])) for place in places))
+        return table
+
+
+def _width(sheet: Sheet, place: int) -> int:
+    group, name = sheet.columns[place]
+    rows = [row[place] for section in sheet.sections for row in section.rows]
+    return max(cell_len(one_line(text)) for text in (group, name, *rows))
+
+
+def markdown(sheet: Sheet) -> str:
+    """GitHub's dialect: a table per section."""
+    lines = [f"# {markdown_text(sheet.title)}", ""]
+    head = [markdown_text(" ".join(filter(None, column))) for column in sheet.columns]
+    rule = ["---" if place < sheet.left else "---:" for place in range(len(head))]
+    for section in sheet.sections:
+        lines += [f"## {markdown_text(section.heading)}", "", _piped(head), _piped(rule)]
+        lines += [_piped([markdown_text(cell) for cell in row]) for row in section.rows]
+        lines.append("")
+    lines += [f"- {markdown_text(note)}" for note in sheet.notes]
+    return "\n".join(lines) + "\n"
+
+
+def latex(sheet: Sheet) -> str:
+    """A booktabs table environment; needs the packages booktabs and textcomp's T1 symbols."""
+    width = len(sheet.columns)
+    form = "l" * sheet.left + "r" * (width - sheet.left)
+    lines = [
+        r"% Needs \usepackage{booktabs} and \usepackage[T1]{fontenc}.",
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{latex_text(sheet.title)}}}",
+        rf"\begin{{tabular}}{{{form}}}",
+        r"\toprule",
+        *_latex_head(sheet.columns),
+    ]
+    for section in sheet.sections:
+        heading = latex_text(section.heading)
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{heading}}}}} \\"]
+        lines += [" & ".join(map(latex_text, row)) + r" \\" for row in section.rows]
+    lines += [r"\bottomrule", r"\end{tabular}", "", r"\raggedright\footnotesize"]
+    lines += [latex_text(note) + r"\par" for note in sheet.notes]
+    return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Comma-separated, numbers to 4 decimals, text that a spreadsheet would run made harmless."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(csv_cell, frame.columns))
+    for row in frame.itertuples(index=False):
+        writer.writerow(map(csv_cell, row))
+    return out.getvalue()
+
+
+def csv_cell(value: object) -> str:
+    """One value; NaN is empty.
+
+    >>> csv_cell("=HYPERLINK(1)"), csv_cell(-0.5), csv_cell(float("nan"))
+    ("'=HYPERLINK(1)", '-0.5000', '')
+    """
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.4f}"
+    if not isinstance(value, str):
+        return str(value)
+    text = one_line(value)
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def markdown_text(text: str) -> str:
+    r"""Plain text for Markdown, in a table cell too.
+
+    >>> print(markdown_text("a|b <c> mean_teacher"))
+    a\|b &lt;c&gt; mean\_teacher
+    """
+    escaped = "".join(_HTML.get(c, c) for c in one_line(text))
+    return _MARKDOWN.sub(r"\\\1", escaped)
+
+
+def latex_text(text: str) -> str:
+    r"""Plain text for LaTeX.
+
+    >>> print(latex_text(r"50% of \input{x}"))
+    50\% of \textbackslash{}input\{x\}
+    """
+    return "".join(_LATEX.get(c, c) for c in one_line(text))
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks and control characters (which terminals obey)."""
+    return _CONTROL.sub(" ", text).strip()
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write a whole file or nothing.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.parent / f".tmp-{uuid.uuid4().hex}"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}; name another folder for reports"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+    return path
+
+
+def _piped(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _latex_head(columns: Sequence[tuple[str, str]]) -> list[str]:
+    spans: list[tuple[str, int]] = []
+    for group, _ in columns:
+        if spans and group and spans[-1][0] == group:
+            spans[-1] = (group, spans[-1][1] + 1)
+        else:
+            spans.append((group, 1))
+    cells, rules, place = [], [], 1
+    for group, width in spans:
+        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_text(group)}}}" if group else "")
+        if group:
+            rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
+        place += width
+    names = " & ".join(latex_text(name) for _, name in columns)
+    return [" & ".join(cells) + r" \\", " ".join(rules), names + r" \\"]

@@ -1,0 +1,73 @@
+"""From a store to files and to what a terminal shows."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from rich.console import RenderableType
+
+from protocols.lookup import find
+from reports import REPORTS
+from reports.facts import load_facts
+from reports.render import console
+from reports.table import sheet
+from results.store import Store
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was made.
+
+    tables:  for a terminal.
+    summary: the numbers, see `protocols.table.summarise`.
+    paths:   of the files.
+    """
+
+    tables: tuple[RenderableType, ...]
+    summary: pd.DataFrame
+    paths: tuple[Path, ...]
+
+
+def write_report(
+    store: Path,
+    protocol: str,
+    out: Path,
+    *,
+    empty: str = "tcseg",
+    partial: bool = False,
+    names: Collection[str] = tuple(REPORTS),
+) -> Report:
+    """Make reports of a store under one protocol.
+
+    Args:
+        store: folder of the store.
+        protocol: a rule: `last`, `best`, `best(split=val)` ...
+        out: folder for the files; it is made.
+        empty: name of the policy for empty masks.
+        partial: whether unfinished runs count, with the evaluations that they have.
+        names: which reports.
+
+    Raises:
+        UserError: an unknown name, no store or an empty one, a rule that needs a split which the
+            runs lack, or a folder that cannot be written.
+    """
+    writers = [find("report", name, REPORTS) for name in names]
+    facts = load_facts(Store.open(store), protocol, empty, partial=partial)
+    shown = console(sheet(facts))
+    paths = [path for write in writers for path in write(facts, out)]
+    return Report((shown,), facts.summary, tuple(paths))
+
+
+def tables(
+    store: Path, protocol: str, *, runs: Collection[str] | None = None, empty: str = "tcseg"
+) -> tuple[RenderableType, ...]:
+    """The main table for a terminal, of some runs or of all; nothing is written.
+
+    Raises:
+        UserError: as `write_report`.
+    """
+    facts = load_facts(Store.open(store), protocol, empty, runs=runs)
+    return (console(sheet(facts)),)

@@ -1,0 +1,362 @@
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from protocols.policies import POLICIES
+from reports import REPORTS, best_vs_last, curves
+from reports.facts import load_facts
+from reports.report import tables, write_report
+from reports.table import flat, notes, sheet
+from results.errors import UserError
+from results.store import Store
+from tests.protocols import toy
+
+STEPS = {1000: 0.50, 2000: 0.90, 3000: 0.70}
+"""Mean DSC of seed 0 by step: best is not last."""
+
+
+@pytest.fixture
+def empty_store(tmp_path):
+    return Store.open(tmp_path / "store", create=True)
+
+
+@pytest.fixture
+def store(empty_store):
+    """Two methods with three seeds each, in which best is not last; one run more has failed."""
+    for method, level in (("mt", 0.0), ("tcseg", 0.05)):
+        for seed in range(3):
+            run = toy.run_id(method, seed)
+            scores = {
+                step: (mean + level - 0.02 * seed - 0.1, mean + level - 0.02 * seed + 0.04)
+                for step, mean in STEPS.items()
+            }
+            toy.add(empty_store, toy.cases(run, scores), toy.spec(method, seed=seed))
+    run = toy.run_id("mt", 3)
+    rows = toy.cases(run, {1000: (0.99, 0.99)})
+    toy.add(empty_store, rows, toy.spec("mt", seed=3), state="failed")
+    return empty_store
+
+
+def expected(step, method):
+    """Mean DSC in percent by seed, written out."""
+    level = {"mt": 0.0, "tcseg": 0.05}[method]
+    return [100 * (STEPS[step] + level - 0.03 - 0.02 * seed) for seed in range(3)]
+
+
+def begin(store, seed, scores=None):
+    run = toy.run_id("mt", seed)
+    content = {"spec": toy.spec("mt", seed=seed), "dataset": "la", "plugins": []}
+    store.write_work(run, "spec.json", json.dumps(content))
+    for step, values in (scores or {}).items():
+        store.write_part(run, "cases", step, toy.cases(run, {step: values}))
+    return run
+
+
+def cells(store, protocol, **changes):
+    facts = load_facts(store, protocol, "tcseg", **changes)
+    page = sheet(facts)
+    names = [" ".join(filter(None, c)) for c in page.columns]
+    return {row[0]: dict(zip(names, row, strict=True)) for s in page.sections for row in s.rows}
+
+
+def text_of(renderables, width=160):
+    screen = Console(width=width, file=io.StringIO(), color_system=None)
+    for renderable in renderables:
+        screen.print(renderable)
+    return screen.file.getvalue()
+
+
+# The table
+
+
+@pytest.mark.parametrize(("protocol", "step"), [("last", 3000), ("best", 2000)])
+def test_every_number_of_the_table_is_what_plain_numpy_says(store, protocol, step):
+    rows = cells(store, protocol)
+    for method in ("mt", "tcseg"):
+        dsc = np.array(expected(step, method))
+        row = rows[method]
+        assert row["DSC % ↑ median"] == f"{np.median(dsc):.2f}"
+        assert row["DSC % ↑ max"] == f"{dsc.max():.2f}"
+        assert row["DSC % ↑ min"] == f"{dsc.min():.2f}"
+        assert row["DSC % ↑ mean ± std"] == f"{dsc.mean():.2f} ± {dsc.std(ddof=1):.2f}"
+        assert row["ASD ↓ median"] == f"{np.median(10 - dsc / 10):.2f}"
+        assert row["ASD ↓ of max"] == f"{10 - dsc.max() / 10:.2f}"
+        assert row["HD95 ↓ of max"] == f"{30 - 0.3 * dsc.max():.2f}"
+    assert rows["mt"]["runs"] == "3/4"
+    assert rows["tcseg"]["runs"] == "3/3"
+
+
+def test_beside_best_stands_what_the_choice_adds(store):
+    assert cells(store, "best")["mt"]["optimism best − last"] == "+20.00"
+    assert "optimism best − last" not in cells(store, "last")["mt"]
+
+
+def test_the_best_method_comes_first(store):
+    assert list(cells(store, "last")) == ["tcseg", "mt"]
+
+
+def test_the_notes_say_what_the_numbers_are(store):
+    best, last = (" ".join(notes(load_facts(store, p, "tcseg"))) for p in ("best", "last"))
+    assert "Protocol best: the checkpoint of each run with the best mean DSC" in best
+    assert "chosen on the very test set that it is reported on, so it is an upper bound" in best
+    assert "Selected on test, out of 3 evaluations of each run." in best
+    assert "Protocol last: the last checkpoint of each run; nothing is selected." in last
+    assert "upper bound" not in last
+    for text in (best, last):
+        assert "Max: the run with the highest DSC" in text
+        assert "Median: over runs, of each metric by itself" in text
+        assert "sample standard deviation (n − 1)" in text
+        assert "failed and unfinished runs have no number but stay in the count" in text
+        assert f"policy tcseg: {POLICIES['tcseg'].meaning}" in text
+        assert "mean over 2 test cases; ASD and HD95 in mm" in text
+        assert "Profile mini is not the published scale" in text
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_policy_that_flatters_is_warned_of(store, policy):
+    said = " ".join(notes(load_facts(store, "last", policy)))
+    assert ("WARNING" in said) == POLICIES[policy].flatters
+
+
+def test_empty_masks_are_counted_in_the_notes_and_follow_the_policy(empty_store):
+    rows = toy.cases(toy.run_id(), {1000: (0.8, 0.8)}, empty=[(1000, 1)])
+    toy.add(empty_store, rows)
+    said = " ".join(notes(load_facts(empty_store, "last", "tcseg")))
+    assert "(cases, over runs): mt 1" in said
+    values = {
+        p: load_facts(empty_store, "last", p).summary[["dsc_median", "asd_median"]].iloc[0].tolist()
+        for p in POLICIES
+    }
+    assert values["tcseg"] == pytest.approx([0.4, 51.0])
+    assert values["worst"] == pytest.approx([0.4, 76.0])
+    assert values["exclude"] == pytest.approx([0.8, 2.0])
+    assert values["zero"] == pytest.approx([0.4, 1.0])
+
+
+def test_a_single_run_has_no_std(empty_store):
+    toy.add(empty_store, toy.cases(toy.run_id(), {1000: (0.8,)}))
+    assert cells(empty_store, "last")["mt"]["DSC % ↑ mean ± std"] == "80.00 ± –"
+
+
+def test_a_full_and_a_partial_data_set_never_share_a_row(store):
+    spec = toy.spec("mt", fingerprint="e" * 64)
+    run = toy.run_id("mt", 0, tag="partial")
+    toy.add(store, toy.cases(run, {1000: (0.8,)}), spec, dataset="la (partial: 20 cases)")
+    page = sheet(load_facts(store, "last", "tcseg"))
+    assert [s.heading for s in page.sections] == [
+        "la, 8 labelled / 72 unlabelled, profile mini; distances in mm",
+        "la (partial: 20 cases), 8 labelled / 72 unlabelled, profile mini; distances in mm",
+    ]
+    assert [r[1] for s in page.sections for r in s.rows] == ["3/3", "3/4", "1/1"]
+    assert any("is a partial copy" in note for note in page.notes)
+
+
+def test_settings_of_one_name_and_other_data_are_told_apart(store):
+    run = toy.run_id("mt", 0, tag="other")
+    toy.add(store, toy.cases(run, {1000: (0.8,)}), toy.spec("mt", fingerprint="e" * 64))
+    headings = [s.heading for s in sheet(load_facts(store, "last", "tcseg")).sections]
+    assert [h.split(";")[0][-15:] for h in headings] == ["[data eeeeeeee]", "[data ffffffff]"]
+
+
+def test_unfinished_runs_are_counted_and_with_partial_shown_and_marked(store):
+    begin(store, 4, {1000: (0.9, 1.0)})
+    assert cells(store, "last")["mt"]["runs"] == "3/5"
+    row = cells(store, "last", partial=True)["mt"]
+    assert row["runs"] == "3/5 (+1)"
+    assert row["DSC % ↑ max"] == "95.00"
+    said = " ".join(notes(load_facts(store, "last", "tcseg", partial=True)))
+    assert "PARTIAL: 1 unfinished run(s), marked (+…)" in said
+
+
+def test_partial_works_before_any_run_has_ended(empty_store):
+    begin(empty_store, 0, {1000: (0.9, 1.0)})
+    begin(empty_store, 1)
+    row = cells(empty_store, "best", partial=True)["mt"]
+    assert (row["runs"], row["DSC % ↑ median"]) == ("0/2 (+1)", "95.00")
+
+
+def test_only_the_wanted_runs_are_shown(store):
+    wanted = [toy.run_id("mt", s) for s in (1, 3)]
+    assert list(cells(store, "last", runs=wanted)) == ["mt"]
+    assert cells(store, "last", runs=wanted)["mt"]["runs"] == "1/2"
+    assert (
+        "tcseg"
+        not in text_of(tables(store.path, "last", runs=wanted)).replace("policy", "").split("·")[0]
+    )
+
+
+def test_several_predictors_are_a_column(empty_store):
+    rows = [
+        toy.cases(toy.run_id(), {1000: (v,)}, predictor=p) for p, v in (("main", 0.5), ("ema", 0.6))
+    ]
+    toy.add(empty_store, pd.concat(rows), predictors="main,ema")
+    page = sheet(load_facts(empty_store, "last", "tcseg"))
+    assert page.columns[1] == ("", "predictor")
+    assert [row[:2] for row in page.sections[0].rows] == [("mt", "main"), ("mt", "ema")]
+
+
+def test_the_csv_carries_the_protocol_in_each_row(store):
+    table = flat(load_facts(store, "best", "tcseg"))
+    row = table[table["label"] == "mt"].iloc[0]
+    assert (row["rule"], row["selected_on"], row["evaluations"]) == ("best", "test", 3)
+    assert (row["policy"], row["unit"], row["finished"], row["started"]) == ("tcseg", "mm", 3, 4)
+    assert row["dsc_percent_median"] == pytest.approx(np.median(expected(2000, "mt")))
+    assert row["asd_median"] == pytest.approx(10 - np.median(expected(2000, "mt")) / 10)
+
+
+# The figures
+
+
+def marks(figure, name):
+    return {
+        (round(float(x), 6), round(float(y), 6))
+        for axes in figure.axes
+        for artist in axes.collections
+        if artist.get_gid() == name
+        for x, y in artist.get_offsets()
+    }
+
+
+def test_the_figure_draws_best_as_best_and_last_as_last(store):
+    values = best_vs_last.pairs(load_facts(store, "last", "tcseg"))
+    figure = best_vs_last.draw(values)
+    for name, step in (("last", 3000), ("best", 2000)):
+        wanted = [y for m in ("mt", "tcseg") for y in expected(step, m)]
+        for gid in (name, f"{name}-spread"):
+            assert sorted(y for _, y in marks(figure, gid)) == pytest.approx(sorted(wanted))
+    by_place = dict(marks(figure, "last"))
+    gains = {round(y - by_place[x], 6) for x, y in marks(figure, "best")}
+    assert gains == {20.0}
+
+
+def test_the_figure_has_a_column_per_setting_and_a_block_per_method(tmp_path):
+    store = Store.open(tmp_path / "s", create=True)
+    methods = {"mt": 0.8, "tcseg": 0.9}
+    toy.fill(store, np.random.default_rng(0), methods=methods, datasets=("la", "pancreas", "x"))
+    figure = best_vs_last.draw(best_vs_last.pairs(load_facts(store, "last", "tcseg")))
+    assert len(figure.axes) == 6
+    titles = [a.get_title(loc="left").split(",")[0] for a in figure.axes if a.get_title(loc="left")]
+    assert titles == ["la", "pancreas", "x"]
+    assert [t.get_text() for t in figure.axes[0].texts] == ["mt", "tcseg"]
+
+
+def test_curves_hold_every_evaluation_of_every_finished_run(store):
+    values = curves.curves(load_facts(store, "last", "tcseg"))
+    assert len(values) == 2 * 3 * 3
+    first = values[values["run"] == toy.run_id("mt", 1)]
+    assert first["dsc"].tolist() == pytest.approx([expected(s, "mt")[1] for s in STEPS])
+    lines = {line.get_gid(): line for line in curves.draw(values).axes[0].lines}
+    medians = [np.median(expected(s, "mt")) for s in STEPS]
+    assert lines["median mt"].get_ydata() == pytest.approx(medians)
+
+
+def test_figures_of_nothing_finished_say_so(empty_store):
+    begin(empty_store, 0)
+    facts = load_facts(empty_store, "last", "tcseg")
+    for module, data in ((best_vs_last, best_vs_last.pairs), (curves, curves.curves)):
+        figure = module.draw(data(facts))
+        assert "no run has finished yet" in figure.texts[0].get_text().replace("\n", " ")
+
+
+# Whole reports
+
+
+def test_a_report_is_files_and_a_table_for_the_terminal(store, tmp_path):
+    made = write_report(store.path, "best", tmp_path / "out")
+    assert [p.name for p in made.paths] == [
+        *(f"table-best.{suffix}" for suffix in ("md", "csv", "tex")),
+        *("best-vs-last.png", "best-vs-last.pdf", "curves.png", "curves.pdf"),
+    ]
+    shown = text_of(made.tables)
+    markdown = made.paths[0].read_text()
+    for text in (shown, markdown):
+        assert f"{np.median(expected(2000, 'tcseg')):.2f}" in text
+        assert "upper bound" in text
+        assert "3/4" in text
+    rows = list(csv.DictReader(made.paths[1].read_text().splitlines()))
+    assert [r["label"] for r in rows] == ["tcseg", "mt"]
+    assert made.paths[3].read_bytes().startswith(b"\x89PNG")
+    assert made.paths[4].read_bytes().startswith(b"%PDF")
+    assert plt.get_fignums() == []
+
+
+def test_a_report_is_the_same_bytes_whatever_the_order_of_rows_in_the_store(tmp_path):
+    rng = np.random.default_rng(5)
+    frames = []
+    for seed in range(3):
+        scores = {s: rng.random(5) for s in STEPS}
+        frames.append((toy.cases(toy.run_id(seed=seed), scores), toy.spec(seed=seed)))
+    contents = []
+    for name in ("a", "b"):
+        store = Store.open(tmp_path / name, create=True)
+        for rows, spec in frames:
+            toy.add(store, rows if name == "a" else rows.sample(frac=1, random_state=1), spec)
+        made = write_report(store.path, "best", tmp_path / name / "out")
+        contents.append([path.read_bytes() for path in made.paths])
+    assert contents[0] == contents[1]
+
+
+def test_names_that_are_code_elsewhere_are_text_in_every_file(empty_store, tmp_path):
+    name = '=HYPERLINK("x")|<script>\\input{a}_$'
+    toy.add(empty_store, toy.cases(toy.run_id(), {1000: (0.8,)}), toy.spec(dataset=name))
+    made = write_report(empty_store.path, "last", tmp_path / "out")
+    markdown, table, latex = (path.read_text() for path in made.paths[:3])
+    assert "<script>" not in markdown
+    assert "\\input{a}" not in latex
+    row = next(csv.DictReader(table.splitlines()))
+    assert row["dataset"] == f"'{name}"
+    assert row["setting"].startswith("'=")
+
+
+def test_reports_are_chosen_by_name(store, tmp_path):
+    made = write_report(store.path, "last", tmp_path / "out", names=["curves"])
+    assert [p.name for p in made.paths] == ["curves.png", "curves.pdf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocol": "bset"}, r"unknown rule 'bset'. Did you mean 'best'\?"),
+        ({"empty": "zreo"}, r"unknown policy 'zreo'. Did you mean 'zero'\?"),
+        ({"names": ["tabel"]}, r"unknown report 'tabel'. Did you mean 'table'\?"),
+        ({"protocol": "best(split=val)"}, "needs evaluations of split val"),
+    ],
+)
+def test_what_cannot_be_reported_is_one_message_and_no_file(store, tmp_path, arguments, message):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match=message):
+        write_report(store.path, **{"protocol": "last", "out": out, **arguments})
+    assert not out.exists()
+
+
+def test_no_store_and_an_empty_store_say_what_to_do(empty_store, tmp_path):
+    with pytest.raises(UserError, match=r"no store at .*: run `bench run` first"):
+        write_report(tmp_path / "nowhere", "last", tmp_path / "out")
+    with pytest.raises(UserError, match="holds no run yet: start some with `bench run`"):
+        write_report(empty_store.path, "last", tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"spec": 3}', '{"spec": {"method": 1}}'])
+def test_a_damaged_spec_of_an_unfinished_run_is_named(store, tmp_path, content):
+    store.write_work("mt-x", "spec.json", content)
+    with pytest.raises(UserError, match=r"mt-x.spec\.json"):
+        write_report(store.path, "last", tmp_path / "out")
+
+
+def test_reports_are_registered_by_what_they_write(store, tmp_path):
+    facts = load_facts(store, "last", "tcseg")
+    for name, write in REPORTS.items():
+        assert all(path.name.startswith(name) for path in write(facts, tmp_path))
+
+
+def test_reports_do_not_import_torch():
+    code = "import sys, reports.report; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
