@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from benchmark.data.base import Triple
 from results.errors import UserError
+
+Window = tuple[slice, ...]
 
 
 def window_starts(size: int, patch: int, stride: int) -> tuple[int, ...]:
@@ -72,7 +74,7 @@ def sliding_window(
         image: (C, X, Y, Z), on the device to compute on.
         patch: window size in voxels.
         stride: step between windows in voxels, at most the patch.
-        batch: windows per call of `predict`; changes the result by rounding inside it only.
+        batch: most windows per call of `predict`; changes the result by rounding inside it only.
 
     Returns:
         (2, X, Y, Z) float32 on the image's device.
@@ -101,8 +103,7 @@ def sliding_window(
     ]
     total = torch.zeros((2, *padded.shape[1:]), dtype=torch.float32, device=image.device)
     crops = image.new_empty((min(batch, len(windows)), image.shape[0], *patch))
-    for first in range(0, len(windows), batch):
-        chunk = windows[first : first + batch]
+    for chunk in _even_chunks(windows, batch):
         for crop, window in zip(crops, chunk, strict=False):
             crop.copy_(padded[(slice(None), *window)])
         probabilities = predict(crops[: len(chunk)])
@@ -128,6 +129,18 @@ def segment(probabilities: Tensor) -> Tensor:
             "segmenting needs (2, X, Y, Z)."
         )
     return probabilities[1] > probabilities[0]
+
+
+def _even_chunks(windows: list[Window], largest: int) -> Iterator[list[Window]]:
+    """Chunks of about equal size, none above `largest`.
+
+    Even, because torch's CPU kernels for a batch of one are several times slower a window than
+    for two.
+    """
+    number = math.ceil(len(windows) / largest)
+    bounds = [len(windows) * i // number for i in range(number + 1)]
+    for first, last in itertools.pairwise(bounds):
+        yield windows[first:last]
 
 
 def _check_output(probabilities: Tensor, expected: tuple[int, ...]) -> None:

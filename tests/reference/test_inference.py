@@ -123,7 +123,7 @@ def test_windows_reach_the_network_in_order_and_in_batches(batch: int) -> None:
     numbered = torch.arange(64.0).reshape(1, 4, 4, 4)
     sliding_window(record, numbered, (2, 2, 2), (2, 2, 2), batch=batch)
     assert corners == [0, 2, 8, 10, 32, 34, 40, 42]
-    assert sizes == {1: [1] * 8, 3: [3, 3, 2]}[batch]
+    assert sizes == {1: [1] * 8, 3: [2, 3, 3]}[batch]
 
 
 def test_a_small_volume_lies_in_the_middle_of_zeros_and_comes_back_in_its_own_shape() -> None:

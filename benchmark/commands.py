@@ -1,0 +1,287 @@
+"""What the commands do, apart from parsing and layout."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from benchmark import environment
+from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
+from benchmark.estimate import Cost, costs
+from benchmark.executors import EXECUTORS
+from benchmark.executors.base import Executor, Resources
+from benchmark.lookup import find
+from benchmark.plugins import resolve
+from benchmark.profiles import PROFILES
+from benchmark.remaining import in_words
+from benchmark.runner import Job
+from benchmark.scheduler import Request, Summary, View, execute, grid
+from benchmark.spec import parse_overrides, parse_seeds
+from benchmark.view import Bars, Lines, Silent
+from results.errors import UserError
+from results.store import Store
+
+EMBEDDED = "phantom"
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command's grid and where it will run. Everything is resolved, nothing has begun.
+
+    insisted: the user named the profile.
+    """
+
+    request: Request
+    store: Path
+    executor: Executor
+    resources: Resources
+    insisted: bool
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        methods: Sequence[str],
+        sources: Sequence[str],
+        ratios: Sequence[float],
+        labelled: Sequence[int],
+        seeds: str,
+        profile: str | None,
+        recipe: str,
+        predictors: str,
+        settings: Sequence[str],
+        store: Path,
+        data: Path,
+        plugins: Sequence[str],
+        executor: str,
+        jobs: int | None,
+        threads: int | None,
+    ) -> Plan:
+        """Resolve every name.
+
+        Raises:
+            UserError: one that is unknown or does not fit; nothing has begun.
+        """
+        if ratios and labelled:
+            raise UserError("--ratio and --labelled both given; they say the same, keep one")
+        if executor == "inline" and jobs not in (None, 1):
+            raise UserError(f"--executor inline with --jobs {jobs}: it works on one run at a time")
+        absolute = tuple(str(Path(p).resolve()) for p in plugins)
+        known = resolve(methods, absolute)
+        default = "mini" if set(sources) == {EMBEDDED} else "paper"
+        resources = Resources(jobs, threads, usable_gpus(), environment.cores())
+        request = Request(
+            methods=known,
+            sources=list(dict.fromkeys(sources)),
+            ratios=ratios,
+            labelled=labelled,
+            seeds=parse_seeds(seeds),
+            profile=find("profile", profile or default, PROFILES).name,
+            recipe=recipe,
+            predictors=tuple(p.strip() for p in predictors.split(",") if p.strip()),
+            overrides=parse_overrides(settings, known),
+            data=data,
+            plugins=absolute,
+        )
+        made = find("executor", executor, EXECUTORS).make(resources)
+        return cls(request, store, made, resources, profile is not None)
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """The runs of the grid."""
+        return grid(self.request)
+
+    def pending(self) -> list[Job]:
+        """The runs that have no record yet."""
+        store = Store(self.store)
+        return [job for job in self.jobs if not store.is_done(job.spec.run_id)]
+
+    def costs(self, jobs: Sequence[Job]) -> dict[str, Cost]:
+        """Measured cost of runs, by run id, at the threads they will have."""
+        device = torch.device("cuda:0" if self.resources.gpus else "cpu")
+        cores = self.resources.cores
+        threads = self.resources.threads or max(1, cores // self.executor.parallel)
+        return costs(jobs, device, threads)
+
+
+def usable_gpus() -> tuple[str, ...]:
+    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    if visible:
+        return tuple(v.strip() for v in visible.split(",") if v.strip())[:count]
+    return tuple(str(i) for i in range(count))
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print what would run, how long it would take here, and how much disk it needs."""
+    pending = plan.pending()
+    measured = plan.costs(pending)
+    table = Table("method", "dataset", "labelled", "runs", "steps", "time a run", box=None)
+    kinds: dict[tuple[str, str, int], list[Job]] = {}
+    for job in pending:
+        key = (job.spec.method.name, job.spec.dataset, job.spec.labelled)
+        kinds.setdefault(key, []).append(job)
+    for (method, dataset, labelled), jobs in kinds.items():
+        spec = jobs[0].spec
+        time = in_words(measured[spec.run_id].seconds)
+        table.add_row(method, dataset, str(labelled), str(len(jobs)), f"{spec.steps:,}", time)
+    console.print(table)
+    total = sum(c.seconds for c in measured.values()) / max(1, plan.executor.parallel)
+    stored = sum(c.stored_bytes for c in measured.values())
+    largest = sorted((c.working_bytes for c in measured.values()), reverse=True)
+    working = sum(largest[: plan.executor.parallel])
+    done = len(plan.jobs) - len(pending)
+    console.print(
+        f"{len(pending)} runs to do, {done} done already; profile {plan.request.profile}; "
+        f"{plan.executor.parallel} at once: about {in_words(total)} here; "
+        f"disk: {stored / 1e6:.1f} MB of results, {working / 1e6:.0f} MB while it runs.",
+        highlight=False,
+    )
+
+
+def refuse_endless(plan: Plan) -> None:
+    """Stop before days of work that nobody asked for: the paper's scale by default, on a CPU.
+
+    Raises:
+        UserError: says how long it would take here, and names the profile for a CPU.
+    """
+    if plan.insisted or plan.request.profile != "paper" or plan.resources.gpus:
+        return
+    pending = plan.pending()
+    if not pending:
+        return
+    seconds = sum(c.seconds for c in plan.costs(pending).values()) / plan.executor.parallel
+    raise UserError(
+        f"no GPU here: {len(pending)} runs at the paper's scale would take about "
+        f"{in_words(seconds)} on this CPU. Add --profile mini for the reduced scale, which takes "
+        "minutes a run, or --profile paper to insist"
+    )
+
+
+def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> int:
+    """Work on the grid and print what came of it; return the exit code."""
+    for source in plan.request.sources:
+        _prepare_folder(source, plan.request.data, console)
+    jobs = plan.jobs
+    store = Store.open(plan.store, create=True)
+    if retry_failed:
+        for job in jobs:
+            run_id = job.spec.run_id
+            if store.is_done(run_id) and store.record(run_id)["state"] == "failed":
+                store.discard_failed(run_id)
+    views: dict[str, Any] = {
+        "bars": lambda: Bars(store, console),
+        "lines": lambda: Lines(store),
+        "none": Silent,
+    }
+    view: View = views[display]()
+    try:
+        summary = execute(jobs, store, plan.executor, view)
+    except KeyboardInterrupt:
+        console.print(
+            "interrupted; nothing is lost, the same command continues where it was",
+            highlight=False,
+        )
+        return INTERRUPTED
+    if display == "bars":
+        _show_results(jobs, summary, store, console)
+    _show_problems(summary, console if display != "lines" else Console(stderr=True))
+    return 0 if summary.ok else 1
+
+
+def prepare(name: str, source: Path | None, data: Path, console: Console) -> Path:
+    """Prepare a dataset with a progress bar; return its folder.
+
+    Raises:
+        UserError: bad input; nothing is left half-prepared.
+    """
+    found = source_for(name)
+    if source is None:
+        if name in SOURCES and name != EMBEDDED:
+            raise UserError(f"--source is missing. {found.card.how_to_get}")
+        source = Path(name)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=28),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    ) as bars:
+        task = bars.add_task(f"preparing {found.card.name}", total=None)
+
+        def show(done: int, total: int, what: str) -> None:
+            bars.update(task, completed=done, total=total, description=escape(what))
+
+        return found.prepare(source, data, show)
+
+
+@dataclass(frozen=True)
+class DataState:
+    """Where one dataset stands."""
+
+    name: str
+    cells: tuple[str, ...]
+    advice: str
+
+
+def data_states(data: Path) -> list[DataState]:
+    """Every known dataset and every prepared folder."""
+    states = []
+    for name in [*SOURCES, *prepared_folders(data)]:
+        try:
+            dataset = open_dataset(name, data)
+        except UserError as error:
+            states.append(DataState(name, (name, "missing", "", "", "", ""), str(error)))
+            continue
+        counts = tuple(str(len(dataset.splits[s])) for s in ("train", "val", "test"))
+        kind = "embedded" if dataset.folder is None else "ready"
+        state = kind if dataset.complete else "partial"
+        cells = (name, state, *counts, dataset.fingerprint[:12])
+        states.append(DataState(name, cells, ""))
+    return states
+
+
+def _prepare_folder(source: str, data: Path, console: Console) -> None:
+    """A folder given as a dataset is prepared on first use."""
+    if source in SOURCES:
+        return
+    try:
+        open_dataset(source, data)
+    except UserError:
+        if not os.path.isdir(source.rpartition(":")[0] or source):
+            raise
+        prepare(source, None, data, console)
+
+
+def _show_results(jobs: Sequence[Job], summary: Summary, store: Store, console: Console) -> None:
+    from reports.report import tables
+
+    wanted = {job.spec.run_id for job in jobs}
+    if summary.finished:
+        for table in tables(store.path, "last", runs=wanted):
+            console.print(table)
+
+
+def _show_problems(summary: Summary, console: Console) -> None:
+    for word, runs in (
+        ("failed", summary.failed),
+        ("did not finish", summary.errors),
+        ("busy elsewhere", summary.busy),
+    ):
+        for run_id, message in runs.items():
+            console.print(f"[bold]{run_id}[/] {word}: {escape(message)}", highlight=False)
+    total = len(summary.finished) + len(summary.failed) + len(summary.errors) + len(summary.busy)
+    if not summary.ok:
+        console.print(f"{len(summary.finished)} of {total} runs finished.", highlight=False)

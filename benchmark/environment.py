@@ -1,0 +1,103 @@
+"""What a run ran on: recorded with it, and what `bench doctor` shows."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("ssl3d-bench", "torch", "numpy", "scipy", "pandas", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The harness's own code: git commit ("" outside a checkout) and whether it was changed."""
+
+    commit: str
+    dirty: bool
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Physical memory, where the system tells."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def fingerprint(device: torch.device, threads: int) -> dict[str, str | int | bool]:
+    """Everything that may change a run's last bits. Resuming under another one is marked."""
+    described: dict[str, str | int | bool] = {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": device.type,
+        "threads": threads,
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+    }
+    if device.type == "cuda":
+        described |= {
+            "gpu": torch.cuda.get_device_name(device),
+            "cuda": torch.version.cuda or "",
+            "cudnn": torch.backends.cudnn.version() or 0,
+            "tf32": torch.backends.cudnn.allow_tf32,
+        }
+    return described
+
+
+def versions() -> dict[str, str]:
+    """Versions of the harness and of the libraries whose numbers it depends on."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def harness_commit() -> Commit:
+    """Commit of the checkout that this file belongs to."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return Commit("", False)
+    commit = _git(root, "rev-parse", "HEAD")
+    return Commit(commit, bool(commit) and bool(_git(root, "status", "--porcelain", "-uno")))
+
+
+def make_deterministic(device: torch.device, threads: int) -> None:
+    """Pin threads, and ask the device for kernels that repeat themselves."""
+    torch.set_num_threads(threads)
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def device_name(device: torch.device) -> str:
+    """Human name of the device."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU ({platform.processor() or platform.machine()})"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

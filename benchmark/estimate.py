@@ -1,0 +1,128 @@
+"""What a grid would cost here, from a few measured steps at a reduced patch."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from benchmark import environment
+from benchmark.data import open_dataset
+from benchmark.data.base import Dataset, Triple
+from benchmark.data.sampling import EXTRAS
+from benchmark.data.volumes import reduced_shape
+from benchmark.inference import count_windows
+from benchmark.remaining import Rate
+from benchmark.runner import EVALUATED_SPLITS, Job, build_learner, chosen_predictors
+from benchmark.spec import RunSpec
+from benchmark.trainer import Learner, evaluating, train_step
+from methods.base import Batch, Step
+
+PROBE_SIDE = 48
+"""Longest side of the patch that is timed; cost is taken to grow with the number of voxels."""
+
+_BYTES_PER_ROW = 40
+_BYTES_PER_RUN = 30_000
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run: seconds on this machine, bytes in the store, bytes of its work folder."""
+
+    seconds: float
+    stored_bytes: int
+    working_bytes: int
+
+
+def costs(jobs: Sequence[Job], device: torch.device, threads: int) -> dict[str, Cost]:
+    """Cost of every run, by run id; each kind of run is timed once."""
+    environment.make_deterministic(device, threads)
+    measured: dict[object, Cost] = {}
+    found = {}
+    for job in jobs:
+        spec = job.spec
+        kind = (spec.method, spec.recipe, spec.dataset, spec.profile, spec.predictors)
+        if kind not in measured:
+            measured[kind] = _cost(spec, open_dataset(job.source, job.data), device)
+        found[spec.run_id] = measured[kind]
+    return found
+
+
+def _cost(spec: RunSpec, dataset: Dataset, device: torch.device) -> Cost:
+    learner = build_learner(spec, dataset.card.channels, device)
+    rate = _rate(spec, dataset, learner, device)
+    evaluations = len(spec.profile.evaluated(spec.steps))
+    cases = sum(len(dataset.splits[s]) for s in EVALUATED_SPLITS)
+    unlabelled = len(dataset.splits["train"]) - spec.labelled
+    seconds = rate.seconds(spec.steps, evaluations) + rate.per_evaluation * unlabelled / cases
+    predictors = len(chosen_predictors(spec, learner))
+    state = sum(t.numel() * t.element_size() for t in learner.nets.state_dict().values())
+    momentum = sum(p.numel() * 4 for p in learner.nets.parameters() if p.requires_grad)
+    return Cost(
+        seconds=seconds,
+        stored_bytes=_BYTES_PER_RUN + _BYTES_PER_ROW * evaluations * cases * predictors,
+        working_bytes=2 * (state + momentum),
+    )
+
+
+def _rate(spec: RunSpec, dataset: Dataset, learner: Learner, device: torch.device) -> Rate:
+    geometry = spec.geometry
+    multiple = 2 ** (spec.profile.levels - 1)
+    probe = _probe_patch(geometry.patch, multiple)
+    factor = math.prod(geometry.patch) / math.prod(probe)
+    batch = _made_batch(spec, dataset.card.channels, probe, device)
+    per_step = factor * _timed(lambda: train_step(learner, batch, Step(0, spec.steps)), device)
+    predictors = chosen_predictors(spec, learner)
+    with evaluating(learner.nets):
+        image = batch.image[:1]
+        per_window = factor * sum(
+            _timed(partial(predict, image), device) for predict in predictors.values()
+        )
+    windows = 0
+    for split in EVALUATED_SPLITS:
+        names = dataset.splits[split]
+        if names:
+            shape = dataset.load(names[0]).label.shape
+            x, y, z = reduced_shape((shape[0], shape[1], shape[2]), geometry.scale)
+            windows += len(names) * count_windows((x, y, z), geometry.patch, geometry.stride)
+    return Rate(per_step, per_window * windows)
+
+
+def _probe_patch(patch: Triple, multiple: int) -> Triple:
+    x, y, z = (max(multiple, min(n, PROBE_SIDE) // multiple * multiple) for n in patch)
+    return x, y, z
+
+
+def _made_batch(spec: RunSpec, channels: int, patch: Triple, device: torch.device) -> Batch:
+    """A batch of noise around a ball."""
+    rng = np.random.default_rng(0)
+    count, recipe = spec.recipe.labelled, spec.recipe
+    unlabelled = recipe.unlabelled if "unlabelled" in spec.method.inputs else 0
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in patch), indexing="ij"))
+    ball = ((grid**2).sum(0) < 0.4).astype(np.uint8)
+    label = torch.from_numpy(np.stack([ball] * count)).long().to(device)
+    noise = rng.normal(size=(count + unlabelled, channels, *patch)).astype(np.float32)
+    images = torch.from_numpy(noise).to(device)
+    extras = {
+        name: torch.from_numpy(np.stack([EXTRAS[name](ball)] * count)[:, None]).to(device)
+        for name in spec.method.inputs
+        if name in EXTRAS
+    }
+    return Batch(images[:count], label, images[count:], extras)
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of the faster of two calls after one to warm up."""
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

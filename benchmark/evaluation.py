@@ -1,0 +1,116 @@
+"""Segment whole volumes with a run's predictors and measure them. Selects nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from joblib import Parallel, delayed
+from numpy.typing import NDArray
+
+from benchmark.data.base import Geometry, Split, Volume
+from benchmark.inference import segment, sliding_window
+from benchmark.metrics import Reference, case_metrics, prepare_reference
+from benchmark.trainer import Diverged
+from methods.base import Predictor
+
+Mask = NDArray[np.bool_]
+
+WINDOWS_AT_ONCE = 4
+"""Of the sliding window; part of the engine's numbers, by rounding."""
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """The cases of one run and how they are segmented.
+
+    volumes: case -> volume, at the run's scale.
+    tick:    called after every segmented volume.
+    """
+
+    volumes: Mapping[str, Volume]
+    geometry: Geometry
+    device: torch.device
+    threads: int
+    tick: Callable[[], None]
+
+    def cases(
+        self,
+        predictors: Mapping[str, Predictor],
+        splits: Mapping[Split, Sequence[str]],
+        step: int,
+        references: Callable[[str], Reference],
+    ) -> list[dict[str, Any]]:
+        """Rows of the `cases` table, but for the run: every predictor on every case.
+
+        Raises:
+            Diverged: a prediction is not finite.
+        """
+        keys: list[dict[str, Any]] = []
+        masks: list[Mask] = []
+        for split, names in splits.items():
+            for case in names:
+                for predictor, mask in self._segmented(predictors, case, step):
+                    keys.append(
+                        {"step": step, "predictor": predictor, "split": split, "case": case}
+                    )
+                    masks.append(mask)
+        measured = Parallel(n_jobs=self.threads, prefer="threads")(
+            delayed(case_metrics)(mask, references(key["case"]))
+            for key, mask in zip(keys, masks, strict=True)
+        )
+        return [k | asdict(m) for k, m in zip(keys, measured, strict=True)]
+
+    def pseudo(
+        self, predictors: Mapping[str, Predictor], names: Iterable[str], step: int
+    ) -> list[dict[str, Any]]:
+        """Rows of the `pseudo` table, but for the run: pseudo-labels against the truth.
+
+        Raises:
+            Diverged: a prediction is not finite.
+        """
+        rows: list[dict[str, Any]] = []
+        for case in names:
+            truth = self.volumes[case].label.astype(bool)
+            for predictor, mask in self._segmented(predictors, case, step):
+                counts = {
+                    "tp": int((mask & truth).sum()),
+                    "fp": int((mask & ~truth).sum()),
+                    "fn": int((~mask & truth).sum()),
+                    "tn": int((~mask & ~truth).sum()),
+                }
+                rows.append({"step": step, "predictor": predictor, "case": case} | counts)
+        return rows
+
+    def _segmented(
+        self, predictors: Mapping[str, Predictor], case: str, step: int
+    ) -> Iterable[tuple[str, Mask]]:
+        image = torch.from_numpy(np.array(self.volumes[case].image)).to(self.device)
+        for name, predictor in predictors.items():
+            try:
+                probabilities = sliding_window(
+                    predictor,
+                    image,
+                    self.geometry.patch,
+                    self.geometry.stride,
+                    batch=WINDOWS_AT_ONCE,
+                )
+            except FloatingPointError:
+                raise Diverged(step, f"the prediction '{name}' of case {case}") from None
+            yield name, segment(probabilities).cpu().numpy()
+        self.tick()
+
+
+def reference_cache(volumes: Mapping[str, Volume]) -> Callable[[str], Reference]:
+    """What `case_metrics` needs of a case's label, prepared once a run."""
+
+    @cache
+    def reference(case: str) -> Reference:
+        volume = volumes[case]
+        return prepare_reference(volume.label.astype(bool), volume.spacing)
+
+    return reference

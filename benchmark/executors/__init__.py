@@ -1,0 +1,12 @@
+"""Where runs are worked on, by the names that `--executor` takes."""
+
+from __future__ import annotations
+
+from benchmark.executors.base import Executor
+from benchmark.executors.inline import Inline
+from benchmark.executors.local import Local
+
+EXECUTORS: dict[str, type[Executor]] = {
+    "local": Local,
+    "inline": Inline,
+}

@@ -1,0 +1,119 @@
+"""Methods from outside the repository: one file (`--plugin`), or an installed entry point."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from benchmark.lookup import unknown
+from methods import METHODS
+from methods.base import Method
+from results.errors import UserError
+
+ENTRY_POINTS = "bench.methods"
+
+
+def available(plugins: Sequence[str]) -> dict[str, type[Method]]:
+    """Built-in methods and those of plugin files, by name.
+
+    Importing a plugin runs its code: pass only files you trust.
+
+    Raises:
+        UserError: a plugin that is missing, broken, holds no method, or takes a known name.
+    """
+    found: dict[str, type[Method]] = {m.name: m for m in METHODS}
+    for plugin in plugins:
+        for cls in from_file(Path(plugin)):
+            if cls.name in found:
+                raise UserError(
+                    f"plugin {plugin} defines method '{cls.name}', which exists already; rename it"
+                )
+            found[cls.name] = cls
+    return found
+
+
+def resolve(names: Sequence[str], plugins: Sequence[str]) -> dict[str, type[Method]]:
+    """The methods called `names`, entry points among them; only named entry points are imported.
+
+    Raises:
+        UserError: an unknown name, with a suggestion, or a plugin that cannot be used.
+    """
+    known = available(plugins)
+    installed = {e.name: e for e in entry_points(group=ENTRY_POINTS)}
+    chosen = {}
+    for name in names:
+        if name in known:
+            chosen[name] = known[name]
+        elif name in installed:
+            chosen[name] = _checked(installed[name].load(), f"entry point {name}")
+        else:
+            raise unknown("method", name, [*known, *installed])
+    return chosen
+
+
+def installed() -> dict[str, str]:
+    """Names of installed entry points and where each comes from, without importing them."""
+    return {
+        e.name: f"{e.value} ({e.dist.name} {e.dist.version})" if e.dist else e.value
+        for e in entry_points(group=ENTRY_POINTS)
+    }
+
+
+def from_file(path: Path) -> list[type[Method]]:
+    """The methods that a plugin file defines, in the file's order; names with _ are helpers.
+
+    Raises:
+        UserError: the file is missing, fails to import, or defines no method.
+    """
+    if not path.is_file():
+        raise UserError(f"plugin {path}: no such file")
+    name = f"bench_plugin_{path.stem}_{digest(path)[:8]}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        if spec is None or spec.loader is None:
+            raise UserError(f"plugin {path}: not a Python file")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module  # dataclasses look their module up while it is imported
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[name]
+            raise UserError(
+                f"plugin {path} fails to import: {type(error).__name__}: {error}"
+            ) from error
+    classes = [
+        c
+        for c in vars(sys.modules[name]).values()
+        if inspect.isclass(c) and issubclass(c, Method) and c.__module__ == name
+        if not c.__name__.startswith("_")
+    ]
+    if not classes:
+        raise UserError(f"plugin {path} defines no subclass of methods.base.Method")
+    return [_checked(c, f"plugin {path}") for c in classes]
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a plugin file, recorded with every run of its methods."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fingerprints(plugins: Sequence[str]) -> Mapping[str, str]:
+    """Plugin file -> SHA-256."""
+    return {Path(p).name: digest(Path(p)) for p in plugins}
+
+
+def _checked(cls: object, where: str) -> type[Method]:
+    if not (inspect.isclass(cls) and issubclass(cls, Method)):
+        raise UserError(f"{where} is {cls!r}, not a subclass of methods.base.Method")
+    if inspect.isabstract(cls):
+        missing = ", ".join(sorted(cls.__abstractmethods__))
+        raise UserError(f"{where}: {cls.__name__} lacks {missing}")
+    lacking = [n for n in ("name", "title", "paper", "inputs", "fidelity") if not hasattr(cls, n)]
+    if lacking:
+        raise UserError(f"{where}: {cls.__name__} lacks the class variables {', '.join(lacking)}")
+    return cls

@@ -1,0 +1,182 @@
+"""From a command to runs that have been worked on: plan, skip what is done, execute, sum up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from benchmark.data import open_dataset
+from benchmark.data.base import Dataset
+from benchmark.data.splits import labelled_count, split_labelled
+from benchmark.executors.base import Ending, Event, Executor
+from benchmark.lookup import find
+from benchmark.profiles import PROFILES, Profile
+from benchmark.runner import Job, announce
+from benchmark.spec import RunSpec, override, recipe_of
+from methods.base import Method
+from results.errors import UserError
+from results.store import Store
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asked for, with names resolved to methods but nothing read from disk.
+
+    ratios:    shares of the training volumes that are labelled.
+    labelled:  numbers of labelled volumes; exactly one of the two is given.
+    overrides: "method", "profile" or "recipe" -> field -> text.
+    """
+
+    methods: Mapping[str, type[Method]]
+    sources: Sequence[str]
+    ratios: Sequence[float]
+    labelled: Sequence[int]
+    seeds: Sequence[int]
+    profile: str
+    recipe: str
+    predictors: tuple[str, ...]
+    overrides: Mapping[str, Mapping[str, str]]
+    data: Path
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass
+class Summary:
+    """How a grid ended. `errors` and `busy` are not finished: the same command continues them."""
+
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+    busy: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Every run has finished."""
+        return not (self.failed or self.errors or self.busy)
+
+
+class View(Protocol):
+    """What shows a grid while it is worked on."""
+
+    def begin(self, jobs: Sequence[Job], done: Sequence[str], parallel: int) -> None:
+        """The grid, those of it that are done already, and how many are worked on at once."""
+
+    def event(self, event: Event) -> None:
+        """A run was started or has ended."""
+
+    def refresh(self) -> None:
+        """Some time has passed."""
+
+    def end(self) -> None:
+        """Nothing more will come."""
+
+
+def grid(request: Request) -> list[Job]:
+    """Every run of the request, seeds outermost: an interrupted grid has compared all methods.
+
+    Raises:
+        UserError: any name, number or combination that cannot be run. Nothing has begun.
+    """
+    profile = find("profile", request.profile, PROFILES)
+    profile = override(profile, "profile", request.overrides.get("profile", {}))
+    methods = [_method(cls, request) for cls in request.methods.values()]
+    unused = set(request.overrides) - {"profile", "recipe", *request.methods}
+    if unused:
+        raise UserError(f"--set {sorted(unused)[0]}.…: that method is not part of this command")
+    settings = [
+        (source, dataset, count)
+        for source in request.sources
+        for dataset in [open_dataset(source, request.data)]
+        for count in _counts(dataset, request)
+    ]
+    jobs = []
+    for seed in request.seeds:
+        for source, dataset, count in settings:
+            for method in methods:
+                spec = _spec(method, dataset, count, seed, profile, request)
+                jobs.append(Job(spec, source, request.data, request.plugins))
+    return jobs
+
+
+def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -> Summary:
+    """Work on every run that has no record yet, and say how all of them ended.
+
+    Raises:
+        KeyboardInterrupt: after the workers have been stopped; nothing is lost.
+    """
+    by_id = {job.spec.run_id: job for job in jobs}
+    done = [run for run in by_id if store.is_done(run)]
+    waiting = [run for run in by_id if run not in set(done)]
+    for run in waiting:
+        announce(by_id[run], store)
+    ended: dict[str, Event] = {}
+
+    def notify(event: Event) -> None:
+        if event.ending is not None:
+            ended[event.run] = event
+        view.event(event)
+
+    view.begin(jobs, done, executor.parallel)
+    try:
+        executor.execute(waiting, store, notify, view.refresh)
+    finally:
+        view.end()
+    return _summary(by_id, ended, store)
+
+
+def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store) -> Summary:
+    summary = Summary()
+    for run in by_id:
+        event = ended.get(run)
+        if event is not None and event.ending is Ending.BUSY:
+            summary.busy[run] = event.message
+        elif event is not None and event.ending is Ending.ERROR:
+            summary.errors[run] = event.message
+        elif (record := store.record(run))["state"] == "finished":
+            summary.finished.append(run)
+        else:
+            summary.failed[run] = record["error"]
+    return summary
+
+
+def _method(cls: type[Method], request: Request) -> Method:
+    return override(cls(), cls.name, request.overrides.get(cls.name, {}))
+
+
+def _counts(dataset: Dataset, request: Request) -> list[int]:
+    n_train = len(dataset.splits["train"])
+    return [*request.labelled, *(labelled_count(r, n_train) for r in request.ratios)]
+
+
+def _spec(
+    method: Method,
+    dataset: Dataset,
+    labelled: int,
+    seed: int,
+    profile: Profile,
+    request: Request,
+) -> RunSpec:
+    split_labelled(dataset, labelled, need_unlabelled="unlabelled" in method.inputs)
+    recipe = recipe_of(type(method), request.recipe)
+    recipe = override(recipe, "recipe", request.overrides.get("recipe", {}))
+    geometry = find(f"geometry of {dataset.card.name}", profile.geometry, dataset.card.geometry)
+    multiple = 2 ** (profile.levels - 1)
+    if any(side % multiple for side in geometry.patch):
+        raise UserError(
+            f"patch {geometry.patch} of {dataset.label} does not suit a network of "
+            f"{profile.levels} levels: sides must be multiples of {multiple}"
+        )
+    return RunSpec(
+        method=method,
+        recipe=recipe,
+        dataset=dataset.card.name,
+        fingerprint=dataset.fingerprint,
+        geometry=geometry,
+        augmentation=dataset.card.augmentation,
+        labelled=labelled,
+        seed=seed,
+        profile=profile,
+        predictors=request.predictors,
+    )

@@ -1,0 +1,156 @@
+"""The one training loop. Only here are `backward` and `step` called."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmark import seeding
+from methods.base import Batch, Method, Recipe, Step, Term
+
+HISTORY_ROWS = 1_000
+"""About how many steps of a run have their terms kept."""
+
+_DROPOUT_SLOT = 1
+"""Of the `noise` axis; slot 0 is what methods draw from."""
+
+
+class Diverged(Exception):
+    """A loss or a prediction is no longer finite: the run has failed, by its own doing."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(f"{what} is not finite at step {step}")
+        self.step = step
+
+
+@dataclass
+class Learner:
+    """All that training changes: networks and optimisers, and what they are trained by."""
+
+    method: Method
+    nets: nn.ModuleDict
+    optimisers: dict[str, torch.optim.SGD]
+    recipe: Recipe
+    seed: int
+    total: int
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a continued run needs, as tensors and plain values."""
+        return {
+            "nets": self.nets.state_dict(),
+            "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+        self.nets.load_state_dict(state["nets"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+
+
+@dataclass(frozen=True)
+class Row:
+    """One term of one step, as the history table keeps it."""
+
+    step: int
+    term: str
+    value: float
+    weight: float
+
+
+def make_learner(
+    method: Method, nets: nn.ModuleDict, recipe: Recipe, seed: int, total: int
+) -> Learner:
+    """A learner at step 0: one SGD per player."""
+    optimisers = {
+        player: torch.optim.SGD(
+            parameters,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+        )
+        for player, parameters in method.players(nets).items()
+    }
+    return Learner(method, nets, optimisers, recipe, seed, total)
+
+
+def train(
+    learner: Learner,
+    sample: Callable[[int], Batch],
+    start: int,
+    stop: int,
+    after: Callable[[int], None],
+) -> list[Row]:
+    """Train from step `start` up to, not including, step `stop`; return the kept history rows.
+
+    Args:
+        learner: changed in place.
+        sample: the batch of a step; a pure function.
+        start: first step, from 0.
+        stop: the step before which to end.
+        after: the one callback, given the number of steps done, for progress.
+
+    Raises:
+        Diverged: a term is NaN or infinite.
+    """
+    keep_every = max(1, learner.total // HISTORY_ROWS)
+    rows: list[Row] = []
+    learner.nets.train()
+    for index in range(start, stop):
+        step = Step(index, learner.total)
+        terms = train_step(learner, sample(index), step)
+        values = torch.stack([t.value.detach().float() for t in terms.values()]).tolist()
+        for (name, term), value in zip(terms.items(), values, strict=True):
+            if not math.isfinite(value):
+                raise Diverged(index, f"loss term '{name}'")
+            if index % keep_every == 0 or index == learner.total - 1:
+                rows.append(Row(index, name, value, term.weight))
+        after(index + 1)
+    return rows
+
+
+def train_step(learner: Learner, batch: Batch, step: Step) -> dict[str, Term]:
+    """One optimiser step of every player, then what the method updates itself."""
+    method, nets = learner.method, learner.nets
+    device = batch.image.device
+    seeding.reseed_torch(learner.seed, "noise", step.index, _DROPOUT_SLOT)
+    rng = seeding.torch_generator(learner.seed, "noise", step.index, device=device)
+    terms = method.losses(nets, batch, step, rng)
+    _backward(method, nets, terms)
+    rate = learner.recipe.learning_rate_at(step)
+    for optimiser in learner.optimisers.values():
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+    method.after_step(nets, step)
+    return terms
+
+
+def _backward(method: Method, nets: nn.ModuleDict, terms: dict[str, Term]) -> None:
+    """Accumulate each player's gradient of its own weighted terms, in its own parameters only."""
+    players = method.players(nets)
+    objective: dict[str, torch.Tensor] = {}
+    for term in terms.values():
+        weighted = term.weight * term.value
+        objective[term.player] = objective.get(term.player, 0.0) + weighted
+    last = len(objective) - 1
+    for position, (player, loss) in enumerate(objective.items()):
+        loss.backward(inputs=players[player], retain_graph=position < last)
+
+
+@contextmanager
+def evaluating(nets: nn.ModuleDict) -> Iterator[None]:
+    """Evaluation mode without gradients inside the block, training mode after it."""
+    nets.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        nets.train()

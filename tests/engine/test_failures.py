@@ -1,0 +1,313 @@
+"""What goes wrong is said, once, and takes nothing else along."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmark import checkpoint
+from benchmark.executors.base import Ending, Event
+from benchmark.executors.local import Local, Slot
+from benchmark.runner import announce
+from benchmark.scheduler import execute
+from benchmark.view import Silent
+from benchmark.worker import BUSY, DONE, ERROR, work
+from results.errors import UserError
+from results.store import Store
+from tests.engine.conftest import Toy
+from tests.engine.toy import announced, make_folder, plan
+
+PLUGIN = str(Path(__file__).with_name("plugin_methods.py"))
+
+
+def error_of(store: Store, run: str) -> str:
+    return (store.work(run) / "error.txt").read_text()
+
+
+def test_a_loss_that_becomes_nan_is_a_failed_run_at_that_step_and_the_others_go_on(
+    toy: Toy, tmp_path: Path
+) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "explodes,supervised", plugins=[PLUGIN])
+    store = Store.open(tmp_path, create=True)
+    summary = execute(made.jobs, store, made.executor, Silent())
+    (failed,) = summary.failed
+    assert failed.startswith("explodes")
+    assert summary.failed[failed] == "loss term 'supervised' is not finite at step 5"
+    assert len(summary.finished) == 1
+    assert not summary.ok
+    record = store.record(failed)
+    assert (record["state"], record["steps"]) == ("failed", 8)
+    assert set(store.read("cases", [failed])["step"]) == {4}
+    assert store.unfinished() == []
+
+
+def test_a_failed_run_is_not_tried_again_unless_it_is_discarded(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "explodes", plugins=[PLUGIN])
+    store = Store.open(tmp_path, create=True)
+    first = execute(made.jobs, store, made.executor, Silent())
+    path = store.path / "runs" / f"{next(iter(first.failed))}.json"
+    before = path.stat().st_mtime_ns
+    assert execute(made.jobs, store, made.executor, Silent()).failed == first.failed
+    assert path.stat().st_mtime_ns == before
+    store.discard_failed(next(iter(first.failed)))
+    execute(made.jobs, store, made.executor, Silent())
+    assert path.stat().st_mtime_ns != before
+
+
+def test_a_prediction_that_is_nan_is_a_failed_run_not_an_empty_mask(
+    toy: Toy, tmp_path: Path
+) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "blind", plugins=[PLUGIN])
+    store = Store.open(tmp_path, create=True)
+    (text,) = execute(made.jobs, store, made.executor, Silent()).failed.values()
+    assert "the prediction 'main' of case ball_" in text
+    assert text.endswith("is not finite at step 4")
+    assert store.read("cases").empty
+
+
+def test_a_bug_in_a_method_is_an_error_with_a_place_and_no_record(
+    toy: Toy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path, "crashes", plugins=[PLUGIN]).jobs
+    store, run = announced(job, tmp_path)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert error_of(store, run).startswith("KeyError: 'a bug' (plugin_methods.py:")
+    assert "Traceback" in capfd.readouterr().err
+    assert store.unfinished() == [run]
+
+
+def test_out_of_memory_says_what_to_do(toy: Toy, tmp_path: Path) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path, "devours", plugins=[PLUGIN]).jobs
+    store, run = announced(job, tmp_path)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert error_of(store, run).startswith("out of memory on cpu; run fewer at once (--jobs)")
+
+
+def test_a_second_process_on_the_same_run_is_told_who_has_it(toy: Toy, tmp_path: Path) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+    with (store.work(run) / "lock").open("a+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        held.write("process 42 on somewhere")
+        held.flush()
+        assert work(store, run, "cpu", 1) == BUSY
+    said = error_of(store, run)
+    assert said.startswith(f"run {run} is being trained by process 42 on somewhere; wait for it")
+    assert work(store, run, "cpu", 1) == DONE
+
+
+def test_data_that_changed_since_the_run_was_planned_stop_it(tmp_path: Path) -> None:
+    from benchmark.data import source_for
+
+    def nothing(done: int, total: int, what: str) -> None:
+        pass
+
+    folder, root = make_folder(tmp_path / "balls", cases=10), tmp_path / "data"
+    source_for(str(folder)).prepare(folder, root, nothing)
+    (job,) = plan(folder, root, tmp_path / "store").jobs
+    store, run = announced(job, tmp_path / "store")
+    shutil.rmtree(root)
+    shutil.rmtree(folder)
+    make_folder(folder, cases=11)
+    source_for(str(folder)).prepare(folder, root, nothing)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert "has changed since this run was planned" in error_of(store, run)
+
+
+def test_an_unknown_predictor_says_which_there_are(toy: Toy, tmp_path: Path) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path, "mt", predictors="main,taecher").jobs
+    store, run = announced(job, tmp_path)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert error_of(store, run) == "mt has no predictor taecher; known: main, teacher, or all"
+
+
+def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    checkpoint.save(tmp_path, 1, {"x": torch.ones(2)})
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.save(tmp_path, 2, {"x": torch.zeros(2)})
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-000000001.pt"]
+    found = checkpoint.load_newest(tmp_path, torch.device("cpu"))
+    assert found is not None
+    assert found[0] == 1
+
+
+def test_a_full_disk_during_a_run_is_one_clear_message(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+
+    def full(folder: Path, step: int, state: dict[str, object]) -> Path:
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert "No space left on device; free some space and run the same" in error_of(store, run)
+    monkeypatch.undo()
+    assert work(store, run, "cpu", 1) == DONE
+
+
+@pytest.mark.slow
+def test_a_killed_process_takes_no_other_along_and_the_same_command_continues(
+    toy: Toy, tmp_path: Path
+) -> None:
+    long = ["profile.steps=60", "profile.evaluate_from=60"]
+    made = plan(toy.folder, toy.root, tmp_path, "supervised", seeds="3", settings=long)
+    store = Store.open(tmp_path, create=True)
+    executor = Local((Slot("cpu", None, 1),) * 2)
+    events: list[Event] = []
+
+    class Killer(Silent):
+        killed = ""
+
+        def event(self, event: Event) -> None:
+            events.append(event)
+
+        def refresh(self) -> None:
+            for run in store.unfinished():
+                path = store.work(run) / "progress.json"
+                if not self.killed and path.exists():
+                    self.killed = run
+                    attempt = json.loads(path.read_text())["attempts"]
+                    os.kill(attempt[-1]["pid"], signal.SIGKILL)
+
+    view = Killer()
+    summary = execute(made.jobs, store, executor, view)
+    assert list(summary.errors) == [view.killed]
+    assert "by signal 9; the same command continues it" in summary.errors[view.killed]
+    assert len(summary.finished) == 2
+    assert sum(e.ending is Ending.DONE for e in events) == 2
+    assert execute(made.jobs, store, executor, Silent()).ok
+    assert store.sidecar(view.killed)["resumed"]
+
+
+def bench(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmark.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def long_run(toy: Toy, store: Path) -> list[str]:
+    return [
+        *("run", "-m", "supervised", "-d", str(toy.folder), "--labelled", "2", "--seeds", "1"),
+        *("--profile", "smoke", "--set", "profile.steps=4000", "--set", "profile.evaluate_from=9"),
+        *("--set", "profile.evaluate_every=4000", "--store", str(store), "--data", str(toy.root)),
+    ]
+
+
+def worker_pid(store: Path) -> int:
+    """Of the run at work, once it trains."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in store.glob("work/*/progress.json"):
+            progress = json.loads(path.read_text())
+            if progress["attempts"] and progress["attempts"][-1]["step"] > 0:
+                return int(progress["attempts"][-1]["pid"])
+        time.sleep(0.1)
+    raise AssertionError("no run has begun")
+
+
+def gone(pid: int, within_s: float) -> bool:
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.1)
+    return False
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+
+
+@linux
+@pytest.mark.slow
+def test_ctrl_c_stops_everything_and_says_that_nothing_is_lost(toy: Toy, tmp_path: Path) -> None:
+    command = bench(*long_run(toy, tmp_path))
+    pid = worker_pid(tmp_path)
+    command.send_signal(signal.SIGINT)
+    said, _ = command.communicate(timeout=30)
+    assert command.returncode == 130
+    assert "the same command continues" in said
+    assert gone(pid, within_s=5)
+    assert len(Store(tmp_path).unfinished()) == 1
+
+
+@linux
+@pytest.mark.slow
+def test_the_death_of_the_parent_ends_its_workers(toy: Toy, tmp_path: Path) -> None:
+    command = bench(*long_run(toy, tmp_path))
+    pid = worker_pid(tmp_path)
+    command.kill()
+    command.communicate()
+    assert gone(pid, within_s=5)
+
+
+def test_a_run_that_is_done_is_never_redone(toy: Toy, tmp_path: Path) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+    assert work(store, run, "cpu", 1) == DONE
+    written = {p: p.stat().st_mtime_ns for p in store.path.rglob("*.parquet")}
+    announce(job, store)
+    assert work(store, run, "cpu", 1) == DONE
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*.parquet")} == written
+
+
+def test_an_evaluation_that_vanished_from_the_work_folder_is_noticed(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+    real = checkpoint.save
+
+    def lose(folder: Path, step: int, state: dict[str, object]) -> Path:
+        (folder / "cases-4.parquet").unlink(missing_ok=True)
+        return real(folder, step, state)
+
+    monkeypatch.setattr(checkpoint, "save", lose)
+    assert work(store, run, "cpu", 1) == ERROR
+    assert "evaluations of steps [4] are missing" in error_of(store, run)
+    assert not store.is_done(run)
+
+
+def test_bad_requests_stop_before_anything_begins(toy: Toy, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for changes, said in (
+        ({"methods": "tcsge"}, "unknown method 'tcsge'. Did you mean 'tcseg'"),
+        ({"sources": ["phantm"]}, "unknown dataset 'phantm'. Did you mean 'phantom'"),
+        ({"profile": "minni"}, "unknown profile 'minni'. Did you mean 'mini'"),
+        ({"executor": "slrum"}, "unknown executor"),
+        ({"ratios": [0.5]}, "--ratio and --labelled both given"),
+        ({"labelled": [], "ratios": [0.01]}, "leaves no labelled case"),
+        ({"labelled": [999]}, "999 labelled cases"),
+        ({"settings": ["dtc.weight=1"]}, "not part of this command|unknown"),
+        ({"settings": ["profile.levels=6"]}, "does not suit a network of 6 levels"),
+    ):
+        with pytest.raises(UserError, match=said):
+            _ = plan(toy.folder, toy.root, store, **changes).jobs
+    assert not store.exists()

@@ -1,0 +1,154 @@
+"""How grids are spanned, spread over a machine, and timed."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmark.executors import EXECUTORS
+from benchmark.executors.base import Ending, Event, Resources
+from benchmark.executors.local import Local, slots
+from benchmark.progress import Attempt, Progress, Reporter, read
+from benchmark.remaining import Rate, mean_rate, rate_of, remaining
+from benchmark.scheduler import execute
+from benchmark.view import Lines, Silent, Watch
+from results.store import Store
+from tests.engine.conftest import Toy
+from tests.engine.toy import plan
+
+
+def test_a_grid_is_every_method_setting_and_seed_once_seeds_outermost(
+    toy: Toy, tmp_path: Path
+) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "mt,supervised", labelled=[2, 3], seeds="2")
+    seen = [(j.spec.seed, j.spec.labelled, j.spec.method.name) for j in made.jobs]
+    assert seen == [
+        (seed, labelled, method)
+        for seed in (0, 1)
+        for labelled in (2, 3)
+        for method in ("mt", "supervised")
+    ]
+    assert len({j.spec.run_id for j in made.jobs}) == 8
+
+
+def test_a_ratio_is_a_share_of_the_training_volumes(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, labelled=[], ratios=[0.25])
+    (job,) = made.jobs
+    assert job.spec.labelled == 2
+
+
+def test_on_a_cpu_every_run_has_one_thread_unless_told_otherwise() -> None:
+    free = slots(Resources(jobs=None, threads=None, gpus=(), cores=8))
+    assert (len(free), free[0].threads) == (8, 1)
+    few = slots(Resources(jobs=3, threads=None, gpus=(), cores=8))
+    assert (len(few), few[0].threads) == (3, 2)
+
+
+def test_on_gpus_there_is_one_run_a_gpu_or_as_many_as_asked() -> None:
+    one_each = slots(Resources(jobs=None, threads=None, gpus=("3", "5"), cores=8))
+    assert [(s.gpu, s.device, s.threads) for s in one_each] == [
+        ("3", "cuda:0", 4),
+        ("5", "cuda:0", 4),
+    ]
+    four = slots(Resources(jobs=4, threads=None, gpus=("3", "5"), cores=8))
+    assert [s.gpu for s in four] == ["3", "5", "3", "5"]
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_every_executor_works_on_every_run_once(name: str, toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised", seeds="2")
+    store = Store.open(tmp_path, create=True)
+    executor = EXECUTORS[name].make(Resources(jobs=None, threads=1, gpus=(), cores=2))
+    events: list[Event] = []
+
+    class View(Silent):
+        def event(self, event: Event) -> None:
+            events.append(event)
+
+    summary = execute(made.jobs, store, executor, View())
+    assert summary.ok
+    assert len(summary.finished) == 2
+    runs = {job.spec.run_id for job in made.jobs}
+    assert {e.run for e in events if e.ending is None} == runs
+    assert {e.run for e in events if e.ending is Ending.DONE} == runs
+    assert len(events) == 4
+
+
+def test_executors_agree_to_the_last_byte(toy: Toy, tmp_path: Path) -> None:
+    found = []
+    for name in EXECUTORS:
+        made = plan(toy.folder, toy.root, tmp_path, "mt")
+        store = Store.open(tmp_path / name, create=True)
+        executor = EXECUTORS[name].make(Resources(jobs=None, threads=1, gpus=(), cores=1))
+        execute(made.jobs, store, executor, Silent())
+        run = made.jobs[0].spec.run_id
+        found.append((store.path / "cases" / f"{run}.parquet").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_the_number_of_slots_is_the_number_of_runs_at_once() -> None:
+    resources = Resources(jobs=3, threads=None, gpus=(), cores=4)
+    assert Local.make(resources).parallel == 3
+    assert EXECUTORS["inline"].make(resources).parallel == 1
+
+
+def progress(**changes: object) -> Progress:
+    attempt = Attempt("host", 1, 0.0, first_step=0, step=50, seconds=60.0, evaluations=2)
+    attempt.spent = {"training": 50.0, "evaluating": 8.0}
+    made = Progress(total=100, evaluations=4, evaluated=2, attempts=[attempt])
+    for name, value in changes.items():
+        setattr(made, name, value)
+    return made
+
+
+def test_remaining_time_counts_steps_and_evaluations() -> None:
+    rate = rate_of(progress())
+    assert rate is not None
+    assert (rate.per_step, rate.per_evaluation) == (1.0, 4.0)
+    assert remaining(progress(), rate, 100, 4) == pytest.approx(50 * 1.0 + 2 * 4.0)
+    assert remaining(None, rate, 100, 4) == pytest.approx(100 * 1.0 + 4 * 4.0)
+
+
+def test_nothing_is_guessed_before_anything_is_known() -> None:
+    assert rate_of(progress(attempts=[])) is None
+    assert mean_rate([]) is None
+    assert mean_rate([Rate(1, 2, 3), Rate(3, 4, 5)]) == Rate(2, 3, 4)
+
+
+def test_a_grid_nobody_has_measured_has_no_remaining_time(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised", seeds="2")
+    store = Store.open(tmp_path, create=True)
+    watch = Watch(store)
+    watch.begin(made.jobs, [], 2)
+    assert watch.remaining() is None
+    execute(made.jobs[:1], store, made.executor, Silent())
+    watch.end(made.jobs[0].spec.run_id)
+    left = watch.remaining()
+    assert left is not None
+    assert left > 0
+
+
+def test_progress_survives_a_new_attempt(tmp_path: Path) -> None:
+    first = Reporter(tmp_path, total=10, evaluations=2)
+    first.begin(0, 0)
+    first.attempt.step = 4
+    first.write(force=True)
+    second = Reporter(tmp_path, total=10, evaluations=2)
+    second.begin(3, 1)
+    kept = read(tmp_path)
+    assert kept is not None
+    assert [(a.first_step, a.step) for a in kept.attempts] == [(0, 4), (3, 3)]
+    assert (kept.step, kept.trained, kept.evaluated) == (3, 4, 1)
+
+
+def test_lines_are_json(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised")
+    store = Store.open(tmp_path, create=True)
+    stream = io.StringIO()
+    execute(made.jobs, store, made.executor, Lines(store, stream))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [e["event"] for e in events] == ["begin", "start", "end"]
+    assert events[-1]["remaining_s"] == 0.0

@@ -1,0 +1,36 @@
+"""The supervised baseline against its formula."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from benchmark.contract import RUN, make_batch, small_learner, terms_at
+from methods.supervised import Supervised
+
+
+def test_the_term_is_half_cross_entropy_half_dice_of_the_labelled_volumes():
+    learner = small_learner(Supervised())
+    learner.nets.eval()
+    batch = make_batch(learner.method, 0)
+    terms = terms_at(learner, batch, RUN[0])
+
+    logits = learner.nets["student"](batch.image).logits
+    entropy = overlap = size = 0.0
+    for (a, b), t in zip(
+        logits.movedim(1, -1).reshape(-1, 2).tolist(), batch.label.flatten().tolist(), strict=True
+    ):
+        p = 1 / (1 + math.exp(a - b))
+        entropy -= math.log(p if t else 1 - p)
+        overlap += p * t
+        size += p * p + t * t
+    dice = 1 - (2 * overlap + 1e-5) / (size + 1e-5)
+    expected = 0.5 * entropy / batch.label.numel() + 0.5 * dice
+    assert set(terms) == {"supervised"}
+    assert terms["supervised"].value.item() == pytest.approx(expected, rel=1e-5)
+    assert terms["supervised"].weight == 1.0
+
+
+def test_it_asks_for_no_unlabelled_volumes():
+    assert Supervised.inputs == ("image", "label")

@@ -1,0 +1,167 @@
+"""`make bench`: ratios against what the field uses, measured side by side in one run.
+
+CPU time of one thread, medians over interleaved rounds; every row says what it equals.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from medpy.metric import binary
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage
+
+from benchmark.data.base import Volume
+from benchmark.data.sampling import Sampler
+from benchmark.inference import sliding_window
+from benchmark.metrics import case_metrics, prepare_reference
+
+LA = Path(__file__).resolve().parents[2] / "shared" / "data" / "la"
+PATCH, STRIDE = (112, 112, 80), (18, 18, 4)
+ROUNDS = 5
+
+
+def main() -> None:
+    """Measure and print."""
+    torch.set_num_threads(1)
+    image, label, source = load_volume()
+    table = Table("what", "field (ms)", "here (ms)", "ratio", "equality", box=None)
+    for name, theirs, ours, equality in (
+        *metrics_rows(label),
+        window_row(image),
+        loading_row(image, label),
+    ):
+        a, b = interleaved(theirs, ours)
+        table.add_row(name, f"{a:.1f}", f"{b:.1f}", f"{a / b:.1f}x", equality)
+    console = Console(width=120)
+    console.print(f"{source}, shape {label.shape}; CPU time, one thread, {ROUNDS} rounds")
+    console.print(table)
+
+
+def load_volume() -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
+    """A real LA volume where there is one, else one of its size with an atrium-sized body."""
+    files = sorted(LA.glob("*/mri_norm2.h5"))
+    if files:
+        with h5py.File(files[0]) as file:
+            return file["image"][:], file["label"][:], "a real LA volume"
+    rng = np.random.default_rng(0)
+    shape = (194, 142, 88)
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij"))
+    body = ((grid / np.array([0.8, 0.6, 0.6])[:, None, None, None]) ** 2).sum(0) < 1
+    return rng.normal(size=shape).astype(np.float32), body.astype(np.uint8), "a made volume"
+
+
+Row = tuple[str, Callable[[], object], Callable[[], object], str]
+
+
+def metrics_rows(label: NDArray[np.uint8]) -> list[Row]:
+    """DSC + ASD + 95HD of three kinds of prediction, against medpy."""
+    rng = np.random.default_rng(1)
+    truth = label.astype(bool)
+    good = np.roll(ndimage.binary_erosion(truth, iterations=2), (2, -1, 1), (0, 1, 2))
+    noisy = good ^ (rng.random(truth.shape) < 0.02)
+    full = np.ones_like(truth)
+    reference = prepare_reference(truth, (1.0, 1.0, 1.0))
+    rows: list[Row] = []
+    for name, mask in (("typical", good), ("noisy", noisy), ("full", full)):
+
+        def medpy(mask: NDArray[np.bool_] = mask) -> tuple[float, float, float]:
+            return (
+                binary.dc(mask, truth),
+                binary.asd(mask, truth),
+                binary.hd95(mask, truth),
+            )
+
+        def ours(mask: NDArray[np.bool_] = mask) -> tuple[float, float, float]:
+            found = case_metrics(mask, reference)
+            return found.dsc, found.asd, found.hd95
+
+        worst = max(abs(a - b) for a, b in zip(medpy(), ours(), strict=True))
+        rows.append((f"metrics, {name} mask, against medpy", medpy, ours, f"|diff| <= {worst:g}"))
+    return rows
+
+
+def window_row(image: NDArray[np.float32]) -> Row:
+    """Sliding window around a network that costs nothing, against the field's loop."""
+    volume = torch.from_numpy(image)[None]
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, -x], 1)
+
+    def field() -> NDArray[np.float32]:
+        shape = image.shape
+        score = np.zeros((2, *shape), np.float32)
+        count = np.zeros(shape, np.float32)
+        counts = [range(-(-(n - p) // s) + 1) for n, p, s in zip(shape, PATCH, STRIDE, strict=True)]
+        for corner in itertools.product(*counts):
+            cut = tuple(
+                slice(min(s * k, n - p), min(s * k, n - p) + p)
+                for k, n, p, s in zip(corner, shape, PATCH, STRIDE, strict=True)
+            )
+            window = torch.from_numpy(image[cut][None, None].astype(np.float32))
+            with torch.no_grad():
+                score[(slice(None), *cut)] += network(window).numpy()[0]
+            count[cut] += 1
+        return score / count[None]
+
+    def ours() -> torch.Tensor:
+        return sliding_window(network, volume, PATCH, STRIDE)
+
+    differing = int(((field()[1] > 0.0) != (ours().numpy()[1] > 0.0)).sum())
+    return "sliding window, zero-cost network", field, ours, f"{differing} differing voxels"
+
+
+def loading_row(image: NDArray[np.float32], label: NDArray[np.uint8]) -> Row:
+    """One augmented labelled patch, against opening and unpacking an .h5 file for each item."""
+    folder = Path(tempfile.mkdtemp())
+    path = folder / "mri_norm2.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("image", data=image, compression="gzip")
+        file.create_dataset("label", data=label, compression="gzip")
+    volume = Volume(image[None], label, (1.0, 1.0, 1.0))
+    sampler = Sampler(
+        {"case": volume}, ["case"], [], PATCH, "rotflip", ("image", "label"), 0, labelled_batch=1
+    )
+    steps = itertools.count()
+
+    def field() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        with h5py.File(path) as file:
+            x, y = file["image"][:], file["label"][:]
+        x, y = np.flip(np.rot90(x, 1), 0).copy(), np.flip(np.rot90(y, 1), 0).copy()
+        cut = tuple(slice(0, p) for p in PATCH)
+        return x[cut].copy(), y[cut].astype(np.int64)
+
+    return (
+        "loading one augmented patch",
+        field,
+        lambda: sampler(next(steps)),
+        "same patch for the same offsets (tests)",
+    )
+
+
+def interleaved(theirs: Callable[[], object], ours: Callable[[], object]) -> tuple[float, float]:
+    """Median CPU milliseconds of both, called in turns after one call to warm up."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for turn in range(ROUNDS + 1):
+        for spent, call in zip(times, (theirs, ours), strict=True):
+            began = time.process_time()
+            call()
+            if turn:
+                spent.append(1e3 * (time.process_time() - began))
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
