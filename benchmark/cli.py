@@ -73,7 +73,8 @@ def run(
     ] = None,
     seeds: Annotated[str, typer.Option(help="How many (5), or which (0,1,7).")] = "5",
     profile: Annotated[
-        str | None, typer.Option(help="paper, mini or smoke; see `bench list profiles`.")
+        str | None,
+        typer.Option(help="paper, mini, demo or smoke; see `bench list profiles`. [paper; demo]"),
     ] = None,
     recipe: Annotated[str, typer.Option(help="common, or a method's own: authors.")] = "common",
     predictors: Annotated[

@@ -79,7 +79,7 @@ class Plan:
             raise UserError(f"--executor inline with --jobs {jobs}: it works on one run at a time")
         absolute = tuple(str(Path(p).resolve()) for p in plugins)
         known = resolve(methods, absolute)
-        default = "mini" if set(sources) == {EMBEDDED} else "paper"
+        default = "demo" if set(sources) == {EMBEDDED} else "paper"
         resources = Resources(jobs, threads, usable_gpus(), environment.cores())
         request = Request(
             methods=known,

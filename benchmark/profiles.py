@@ -79,6 +79,18 @@ PROFILES: dict[str, Profile] = {
             checkpoint_every=50,
         ),
         Profile(
+            name="demo",
+            purpose="mini cut to 400 steps, for the embedded phantom; half a minute a run",
+            geometry="reduced",
+            width=8,
+            levels=4,
+            dropout=0.5,
+            steps=400,
+            evaluate_every=25,
+            evaluate_from=200,
+            checkpoint_every=50,
+        ),
+        Profile(
             name="smoke",
             purpose="seconds; proves that a command works, its numbers mean nothing",
             geometry="tiny",

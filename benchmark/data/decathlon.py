@@ -46,8 +46,8 @@ CT_WINDOW_HU: Final = (-200.0, 300.0)
 """To which CT is clipped before it is z-scored: soft tissue."""
 
 FULL_CAP: Final = (112, 112, 96)
-REDUCED_CAP: Final = (48, 48, 48)
-REDUCED_VOXELS: Final = 80 * 64 * 48
+REDUCED_CAP: Final = (40, 40, 24)
+REDUCED_VOXELS: Final = 64 * 48 * 32
 TINY_VOXELS: Final = 24**3
 KIND: Final = "decathlon"
 
@@ -282,7 +282,7 @@ def derive_geometry(median: Triple) -> dict[str, Geometry]:
 
     "full" has sides that are multiples of 16, as five-level networks need, "reduced" and "tiny"
     multiples of 8. No side exceeds the median (but 16 is the least; volumes that are smaller are
-    padded). Windows overlap by half. "reduced" holds at most 80·64·48 voxels, "tiny" 24³.
+    padded). Windows overlap by half. "reduced" holds at most 64·48·32 voxels, "tiny" 24³.
 
     Args:
         median: size of the median volume in voxels.

@@ -79,12 +79,12 @@ class Difficulty:
     blobs: tuple[int, int] = (2, 4)
     wall: Range = (0.0, 0.6)
     wall_thickness: Range = (1.0, 2.0)
-    contrast: Range = (0.5, 1.3)
+    contrast: Range = (0.3, 1.5)
     texture: Range = (0.05, 0.25)
     mottle: Range = (0.05, 0.25)
     blur: Range = (0.4, 0.8)
-    bias: Range = (0.0, 0.3)
-    noise: Range = (0.05, 0.2)
+    bias: Range = (0.0, 0.5)
+    noise: Range = (0.05, 0.4)
 
 
 DIFFICULTY: Final = Difficulty()

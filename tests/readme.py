@@ -1,0 +1,79 @@
+"""`python -m tests.readme`: make the README's tables anew from the registries; a test compares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmark.data import SOURCES
+from benchmark.profiles import PROFILES
+from methods import METHODS
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def tables() -> dict[str, str]:
+    """The generated sections by name."""
+    return {"profiles": profiles(), "datasets": datasets(), "methods": methods()}
+
+
+def profiles() -> str:
+    """Profiles and their sizes."""
+    rows = [
+        (
+            f"`{p.name}`",
+            p.purpose,
+            str(p.width),
+            f"{p.steps:,}",
+            f"{len(p.evaluated(p.steps))}, every {p.evaluate_every} from {p.evaluate_from:,}",
+        )
+        for p in PROFILES.values()
+    ]
+    return markdown(("profile", "what for", "filters", "steps", "evaluations"), rows)
+
+
+def datasets() -> str:
+    """Dataset cards."""
+    rows = [
+        (f"`{c.name}`", c.title, c.modality, c.structure, c.unit, c.licence)
+        for c in (source.card for source in SOURCES.values())
+    ]
+    head = ("dataset", "title", "modality", "structure", "distances in", "licence")
+    return markdown(head, rows)
+
+
+def methods() -> str:
+    """Methods and whom they follow."""
+    rows = [
+        (
+            f"`{m.name}`",
+            m.title,
+            m.paper,
+            str(m.fidelity),
+            "common, authors" if m.authors else "common",
+        )
+        for m in METHODS
+    ]
+    return markdown(("method", "title", "paper", "follows", "recipes"), rows)
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def replaced(text: str) -> str:
+    """The README with its generated sections made anew."""
+    for name, table in tables().items():
+        pattern = f"<!-- {name} -->.*?<!-- /{name} -->"
+        section = f"<!-- {name} -->\n{table}\n<!-- /{name} -->"
+        text, count = re.subn(pattern, lambda _, new=section: new, text, flags=re.DOTALL)
+        if count != 1:
+            raise SystemExit(f"README.md needs the section {name} once, not {count} times")
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(replaced(README.read_text()))
