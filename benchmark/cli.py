@@ -132,6 +132,7 @@ def run(
     )
     if progress is Display.AUTO:
         progress = Display.BARS if out.is_terminal else Display.LINES
+    commands.prepare_folders(plan, out)
     if dry_run:
         commands.show_plan(plan, out)
         return
@@ -152,7 +153,8 @@ def report(
         str, typer.Option(help="What an empty mask counts: tcseg, worst, exclude or zero.")
     ] = "tcseg",
     partial: Annotated[
-        bool, typer.Option("--partial", help="Count unfinished runs by their latest evaluation.")
+        bool,
+        typer.Option("--partial", help="Count unfinished runs too, with their evaluations so far."),
     ] = False,
 ) -> None:
     """Derive a protocol from the stored numbers: a table (Markdown, CSV, LaTeX) and figures."""
@@ -190,7 +192,8 @@ def doctor(store: StoreOption = Path("runs"), data: DataOption = Path("data")) -
     marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "bad": "[red]bad[/]"}
     findings = examine(store, data)
     for finding in findings:
-        out.print(f"{marks[finding.state]:>4}  {finding.subject}: {finding.text}", highlight=False)
+        said = escape(f"{finding.subject}: {finding.text}")
+        out.print(f"{marks[finding.state]:>4}  {said}", highlight=False)
     raise typer.Exit(int(any(f.state == "bad" for f in findings)))
 
 
@@ -199,24 +202,9 @@ def test_method(
     plugin: Annotated[Path, typer.Argument(help="Python file with a method of your own.")],
 ) -> None:
     """Put a method of your own through the contract that every built-in method passes."""
-    from benchmark.contract import CHECKS
-    from benchmark.plugins import from_file
+    from benchmark import commands
 
-    broken = 0
-    for cls in from_file(plugin):
-        for check in CHECKS:
-            name = check.__name__.removeprefix("check_").replace("_", " ")
-            try:
-                check(cls())
-            except Exception as error:
-                broken += 1
-                said = str(error) if isinstance(error, AssertionError) else repr(error)
-                out.print(
-                    f"[red]broken[/]  {cls.name}: {name}\n        {escape(said)}", highlight=False
-                )
-            else:
-                out.print(f"[green]kept[/]    {cls.name}: {name}", highlight=False)
-    raise typer.Exit(int(broken > 0))
+    raise typer.Exit(commands.test_method(plugin, out))
 
 
 @list_app.command("methods")
@@ -287,8 +275,7 @@ def data_prepare(
     """Check a download and convert it into the fast local form; a second time does nothing."""
     from benchmark.commands import prepare
 
-    folder = prepare(name, source, data, out)
-    out.print(f"prepared in {folder}", highlight=False)
+    prepare(name, source, data, out)
 
 
 @data_app.command("check")
@@ -297,6 +284,7 @@ def data_check(
     data: DataOption = Path("data"),
 ) -> None:
     """Read every voxel of a prepared dataset, and say what is wrong or worth knowing."""
+    from benchmark.commands import summary_of
     from benchmark.data import open_dataset
     from benchmark.data.prepared import check_prepared
 
@@ -305,10 +293,10 @@ def data_check(
     for finding in findings:
         colour = "red" if finding.severity == "error" else "yellow"
         out.print(
-            f"[{colour}]{finding.severity}[/] {finding.subject}: {finding.text}", highlight=False
+            f"[{colour}]{finding.severity}[/] {escape(f'{finding.subject}: {finding.text}')}",
+            highlight=False,
         )
-    counts = ", ".join(f"{len(cases)} {split}" for split, cases in dataset.splits.items())
-    out.print(f"{dataset.label}: {counts}; fingerprint {dataset.fingerprint[:12]}", highlight=False)
+    out.print(escape(summary_of(dataset)), highlight=False)
     raise typer.Exit(int(any(f.severity == "error" for f in findings)))
 
 
@@ -323,7 +311,7 @@ def data_list(data: DataOption = Path("data")) -> None:
     )
     for state in states:
         if state.advice:
-            out.print(f"\n[bold]{state.name}[/]: {state.advice}", highlight=False)
+            out.print(f"\n[bold]{state.name}[/]: {escape(state.advice)}", highlight=False)
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,23 +16,28 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmark import environment
-from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
+from benchmark.contract import CHECKS
+from benchmark.data import SOURCES, is_folder, open_dataset, prepared_folders, source_for
+from benchmark.data.base import Dataset
+from benchmark.data.prepared import is_prepared
 from benchmark.estimate import Cost, costs
 from benchmark.executors import EXECUTORS
 from benchmark.executors.base import Executor, Resources
-from benchmark.lookup import find
-from benchmark.plugins import resolve
+from benchmark.plugins import from_file, resolve
 from benchmark.profiles import PROFILES
-from benchmark.remaining import in_words
+from benchmark.remaining import Left, in_words, together
 from benchmark.runner import Job
 from benchmark.scheduler import Request, Summary, View, execute, grid
 from benchmark.spec import parse_overrides, parse_seeds
 from benchmark.view import Bars, Lines, Silent
 from results.errors import UserError
+from results.lookup import find
 from results.store import Store
 
 EMBEDDED = "phantom"
 INTERRUPTED = 130
+ABANDONED_AFTER_H = 24.0
+"""Age at which a temporary file in the store belongs to a process that was killed."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,11 @@ class Plan:
         threads = self.resources.threads or max(1, cores // self.executor.parallel)
         return costs(jobs, device, threads)
 
+    def seconds(self, measured: Mapping[str, Cost]) -> float:
+        """How long runs of these costs take, as many at once as the executor works on."""
+        left = [Left(cost.seconds, True) for cost in measured.values()]
+        return together(left, self.executor.parallel).seconds
+
 
 def usable_gpus() -> tuple[str, ...]:
     """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES takes them."""
@@ -138,7 +148,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         time = in_words(measured[spec.run_id].seconds)
         table.add_row(method, dataset, str(labelled), str(len(jobs)), f"{spec.steps:,}", time)
     console.print(table)
-    total = sum(c.seconds for c in measured.values()) / max(1, plan.executor.parallel)
+    total = plan.seconds(measured)
     stored = sum(c.stored_bytes for c in measured.values())
     largest = sorted((c.working_bytes for c in measured.values()), reverse=True)
     working = sum(largest[: plan.executor.parallel])
@@ -162,7 +172,7 @@ def refuse_endless(plan: Plan) -> None:
     pending = plan.pending()
     if not pending:
         return
-    seconds = sum(c.seconds for c in plan.costs(pending).values()) / plan.executor.parallel
+    seconds = plan.seconds(plan.costs(pending))
     raise UserError(
         f"no GPU here: {len(pending)} runs at the paper's scale would take about "
         f"{in_words(seconds)} on this CPU. Add --profile mini for the reduced scale, which takes "
@@ -172,10 +182,10 @@ def refuse_endless(plan: Plan) -> None:
 
 def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> int:
     """Work on the grid and print what came of it; return the exit code."""
-    for source in plan.request.sources:
-        _prepare_folder(source, plan.request.data, console)
     jobs = plan.jobs
     store = Store.open(plan.store, create=True)
+    store.sweep_temporary(ABANDONED_AFTER_H)
+    store.records()  # says that a store is damaged, or too new, before anything is trained
     if retry_failed:
         for job in jobs:
             run_id = job.spec.run_id
@@ -201,8 +211,8 @@ def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> in
     return 0 if summary.ok else 1
 
 
-def prepare(name: str, source: Path | None, data: Path, console: Console) -> Path:
-    """Prepare a dataset with a progress bar; return its folder.
+def prepare(name: str, source: Path | None, data: Path, console: Console) -> None:
+    """Prepare a dataset with a progress bar, and print what came of it.
 
     Raises:
         UserError: bad input; nothing is left half-prepared.
@@ -221,10 +231,22 @@ def prepare(name: str, source: Path | None, data: Path, console: Console) -> Pat
     ) as bars:
         task = bars.add_task(f"preparing {found.card.name}", total=None)
 
+        said = ""
+
         def show(done: int, total: int, what: str) -> None:
+            nonlocal said
+            said = what
             bars.update(task, completed=done, total=total, description=escape(what))
 
-        return found.prepare(source, data, show)
+        found.prepare(source, data, show)
+    console.print(escape(said), highlight=False)
+    console.print(escape(summary_of(found.open(data))), highlight=False)
+
+
+def summary_of(dataset: Dataset) -> str:
+    """A prepared dataset in a line: its label (which says if it is partial), cases, fingerprint."""
+    counts = ", ".join(f"{len(cases)} {split}" for split, cases in dataset.splits.items())
+    return f"{dataset.label}: {counts}; fingerprint {dataset.fingerprint[:12]}"
 
 
 @dataclass(frozen=True)
@@ -249,20 +271,39 @@ def data_states(data: Path) -> list[DataState]:
         kind = "embedded" if dataset.folder is None else "ready"
         state = kind if dataset.complete else "partial"
         cells = (name, state, *counts, dataset.fingerprint[:12])
-        states.append(DataState(name, cells, ""))
+        states.append(DataState(name, cells, dataset.remark))
     return states
 
 
-def _prepare_folder(source: str, data: Path, console: Console) -> None:
-    """A folder given as a dataset is prepared on first use."""
-    if source in SOURCES:
-        return
-    try:
-        open_dataset(source, data)
-    except UserError:
-        if not os.path.isdir(source.rpartition(":")[0] or source):
-            raise
-        prepare(source, None, data, console)
+def prepare_folders(plan: Plan, console: Console) -> None:
+    """Folders given as datasets are prepared on first use.
+
+    Raises:
+        UserError: a folder that cannot be prepared.
+    """
+    for source in plan.request.sources:
+        if not is_folder(source):
+            continue
+        if not is_prepared(plan.request.data / source_for(source).card.name):
+            prepare(source, None, plan.request.data, console)
+
+
+def test_method(plugin: Path, console: Console) -> int:
+    """Put every method of a file through the contract; print each rule; return the exit code."""
+    broken = 0
+    for cls in from_file(plugin):
+        for check in CHECKS:
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+            try:
+                check(cls())
+            except Exception as error:
+                broken += 1
+                said = str(error) if isinstance(error, AssertionError) else repr(error)
+                text = f"[red]broken[/]  {cls.name}: {name}\n        {escape(said)}"
+                console.print(text, highlight=False)
+            else:
+                console.print(f"[green]kept[/]    {cls.name}: {name}", highlight=False)
+    return int(broken > 0)
 
 
 def _show_results(jobs: Sequence[Job], summary: Summary, store: Store, console: Console) -> None:

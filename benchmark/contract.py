@@ -184,8 +184,9 @@ def check_docstring(method: Method) -> None:
         method.paper in text,
         f"the module docstring does not cite {method.paper}: name it in the first line",
     )
-    terms = terms_at(small_learner(method), make_batch(method, 0), STEPS[0])
-    missing = [name for name in terms if f"``{name}``" not in text]
+    learner, batch = small_learner(method), make_batch(method, 0)
+    terms = {name for step in STEPS for name in terms_at(learner, batch, step)}
+    missing = sorted(name for name in terms if f"``{name}``" not in text)
     demand(
         not missing,
         f"terms {missing} are not in the module docstring: add a row ``term`` | here | paper each",
@@ -301,33 +302,24 @@ def check_terms(method: Method) -> None:
 
 
 def check_gradients(method: Method) -> None:
-    """The unweighted value of each term moves its player, already at step 0; no one is idle."""
+    """The unweighted value of each term moves its player where it first appears; no one is idle."""
     batch = make_batch(method, 0)
-    silent: set[str] = set()
+    appeared: set[str] = set()
+    moving: set[str] = set()
     for learner in fresh_and_trained(method, batch):
         players = method.players(learner.nets)
-        terms = terms_at(learner, batch, STEPS[0])
-        silent = silent or set(terms)
         reached: set[int] = set()
-        for name, term in terms.items():
-            demand(
-                term.value.requires_grad,
-                f"term {name!r} has no gradient, so it trains nothing: it is made of detached "
-                "tensors or under no_grad (are the student's outputs in it?)",
-            )
-            gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
-                term.value, players[term.player], retain_graph=True, allow_unused=True
-            )
-            for parameter, gradient in zip(players[term.player], gradients, strict=True):
-                if gradient is None:
-                    continue
-                reached.add(id(parameter))
-                demand(
-                    bool(gradient.isfinite().all()),
-                    f"the gradient of term {name!r} is not finite: guard roots, logs and divisions",
-                )
-                if gradient.count_nonzero():
-                    silent.discard(name)
+        seen: set[str] = set()
+        for step in STEPS:
+            terms = terms_at(learner, batch, step)
+            for name in terms.keys() - seen:
+                term, player = terms[name], players[terms[name].player]
+                gradients = _gradients(name, term, player)
+                reached |= {id(p) for p, g in zip(player, gradients, strict=True) if g is not None}
+                if any(g is not None and g.count_nonzero() for g in gradients):
+                    moving.add(name)
+            seen |= terms.keys()
+        appeared |= seen
         idle = [
             name
             for name, p in learner.nets.named_parameters()
@@ -335,15 +327,32 @@ def check_gradients(method: Method) -> None:
         ]
         demand(
             not idle,
-            f"{len(idle)} parameters, {idle[:1]} first, learn from no term of their player at "
-            "step 0: freeze them (`frozen`) if they are averaged or copied, or use them",
+            f"{len(idle)} parameters, {idle[:1]} first, learn from no term of their player: "
+            "freeze them (`frozen`) if they are averaged or copied, or use them",
         )
-        if not silent:
+        if appeared == moving:
             return
     raise AssertionError(
-        f"terms {sorted(silent)} have a gradient of zero at step 0, so they train nothing: give "
-        "schedules as weights, not as values, and look for saturated or detached parts"
+        f"terms {sorted(appeared - moving)} have a gradient of zero where they first appear, so "
+        "they train nothing: give schedules as weights, not as values, and look for saturated or "
+        "detached parts"
     )
+
+
+def _gradients(name: str, term: Term, parameters: list[nn.Parameter]) -> tuple[Tensor | None, ...]:
+    demand(
+        term.value.requires_grad,
+        f"term {name!r} has no gradient, so it trains nothing: it is made of detached "
+        "tensors or under no_grad (are the student's outputs in it?)",
+    )
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(
+        term.value, parameters, retain_graph=True, allow_unused=True
+    )
+    demand(
+        all(g is None or bool(g.isfinite().all()) for g in gradients),
+        f"the gradient of term {name!r} is not finite: guard roots, logs and divisions",
+    )
+    return gradients
 
 
 def check_inputs(method: Method) -> None:

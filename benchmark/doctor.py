@@ -66,9 +66,9 @@ def _machine() -> list[Finding]:
 def _data(data: Path) -> list[Finding]:
     found = []
     for state in data_states(data):
-        kind = "note" if state.advice or state.cells[1] == "partial" else "ok"
         text = state.advice or f"{state.cells[1]}, {state.cells[2]} training cases"
-        found.append(Finding("note" if kind == "note" else "ok", f"data {state.name}", text))
+        noteworthy = state.advice or state.cells[1] == "partial"
+        found.append(Finding("note" if noteworthy else "ok", f"data {state.name}", text))
     return found
 
 

@@ -22,11 +22,17 @@ class Commit:
     dirty: bool
 
 
-def cores() -> int:
-    """Processor cores this process may use."""
+def cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Processor cores this process may use, by its affinity and its container's quota."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    try:
+        limit, period = quota.read_text().split()
+        return max(1, min(allowed, int(limit) // int(period)))
+    except (OSError, ValueError):
+        return allowed
 
 
 def memory_bytes() -> int | None:
@@ -38,8 +44,15 @@ def memory_bytes() -> int | None:
 
 
 def fingerprint(device: torch.device, threads: int) -> dict[str, str | int | bool]:
-    """Everything that may change a run's last bits. Resuming under another one is marked."""
+    """Everything that may change a run's last bits. Resuming under another one is marked.
+
+    Read it when an attempt begins: what lies on the disk at its end may be other code.
+    """
+    code = harness_commit()
     described: dict[str, str | int | bool] = {
+        **versions(),
+        "commit": code.commit,
+        "dirty": code.dirty,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
@@ -83,6 +96,7 @@ def make_deterministic(device: torch.device, threads: int) -> None:
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.allow_tf32 = True
         torch.use_deterministic_algorithms(True, warn_only=True)
 
 
@@ -90,7 +104,12 @@ def device_name(device: torch.device) -> str:
     """Human name of the device."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU ({platform.processor() or platform.machine()})"
+    try:
+        described = Path("/proc/cpuinfo").read_text()
+        model = described.split("model name", 1)[1].split(":", 1)[1].splitlines()[0].strip()
+    except (OSError, IndexError):
+        model = platform.processor() or platform.machine()
+    return f"CPU ({model})"
 
 
 def _git(root: Path, *arguments: str) -> str:

@@ -16,6 +16,7 @@ from benchmark.data import open_dataset
 from benchmark.data.base import Dataset, Triple
 from benchmark.data.sampling import EXTRAS
 from benchmark.data.volumes import reduced_shape
+from benchmark.evaluation import WINDOWS_AT_ONCE
 from benchmark.inference import count_windows
 from benchmark.remaining import Rate
 from benchmark.runner import EVALUATED_SPLITS, Job, build_learner, chosen_predictors
@@ -56,11 +57,13 @@ def costs(jobs: Sequence[Job], device: torch.device, threads: int) -> dict[str, 
 def _cost(spec: RunSpec, dataset: Dataset, device: torch.device) -> Cost:
     learner = build_learner(spec, dataset.card.channels, device)
     rate = _rate(spec, dataset, learner, device)
-    evaluations = len(spec.profile.evaluated(spec.steps))
+    evaluations = len(spec.evaluated)
     cases = sum(len(dataset.splits[s]) for s in EVALUATED_SPLITS)
     unlabelled = len(dataset.splits["train"]) - spec.labelled
-    seconds = rate.seconds(spec.steps, evaluations) + rate.per_evaluation * unlabelled / cases
-    predictors = len(chosen_predictors(spec, learner))
+    per_evaluation = rate.per_evaluation or 0.0
+    trained = spec.steps * rate.per_step
+    seconds = trained + per_evaluation * (evaluations + unlabelled / cases)
+    predictors = len(spec.predictors)
     state = sum(t.numel() * t.element_size() for t in learner.nets.state_dict().values())
     momentum = sum(p.numel() * 4 for p in learner.nets.parameters() if p.requires_grad)
     return Cost(
@@ -79,10 +82,9 @@ def _rate(spec: RunSpec, dataset: Dataset, learner: Learner, device: torch.devic
     per_step = factor * _timed(lambda: train_step(learner, batch, Step(0, spec.steps)), device)
     predictors = chosen_predictors(spec, learner)
     with evaluating(learner.nets):
-        image = batch.image[:1]
-        per_window = factor * sum(
-            _timed(partial(predict, image), device) for predict in predictors.values()
-        )
+        windows_at_once = batch.image[:1].expand(WINDOWS_AT_ONCE, -1, -1, -1, -1).contiguous()
+        spent = sum(_timed(partial(p, windows_at_once), device) for p in predictors.values())
+        per_window = factor * spent / WINDOWS_AT_ONCE
     windows = 0
     for split in EVALUATED_SPLITS:
         names = dataset.splits[split]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -29,14 +30,14 @@ class Evaluator:
     """The cases of one run and how they are segmented.
 
     volumes: case -> volume, at the run's scale.
-    tick:    called after every segmented volume.
+    segmented: called after every segmented volume with the seconds it took.
     """
 
     volumes: Mapping[str, Volume]
     geometry: Geometry
     device: torch.device
     threads: int
-    tick: Callable[[], None]
+    segmented: Callable[[float], None]
 
     def cases(
         self,
@@ -91,6 +92,7 @@ class Evaluator:
     ) -> Iterable[tuple[str, Mask]]:
         image = torch.from_numpy(np.array(self.volumes[case].image)).to(self.device)
         for name, predictor in predictors.items():
+            began = time.monotonic()
             try:
                 probabilities = sliding_window(
                     predictor,
@@ -101,8 +103,9 @@ class Evaluator:
                 )
             except FloatingPointError:
                 raise Diverged(step, f"the prediction '{name}' of case {case}") from None
-            yield name, segment(probabilities).cpu().numpy()
-        self.tick()
+            mask = segment(probabilities).cpu().numpy()
+            self.segmented(time.monotonic() - began)
+            yield name, mask
 
 
 def reference_cache(volumes: Mapping[str, Volume]) -> Callable[[str], Reference]:

@@ -6,14 +6,14 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from benchmark.lookup import unknown
 from methods import METHODS
 from methods.base import Method
 from results.errors import UserError
+from results.lookup import unknown
 
 ENTRY_POINTS = "bench.methods"
 
@@ -50,7 +50,10 @@ def resolve(names: Sequence[str], plugins: Sequence[str]) -> dict[str, type[Meth
         if name in known:
             chosen[name] = known[name]
         elif name in installed:
-            chosen[name] = _checked(installed[name].load(), f"entry point {name}")
+            cls = _checked(installed[name].load(), f"entry point {name}")
+            if cls.name != name:
+                raise UserError(f"entry point {name} is the method '{cls.name}'; use one name")
+            chosen[name] = cls
         else:
             raise unknown("method", name, [*known, *installed])
     return chosen
@@ -98,13 +101,8 @@ def from_file(path: Path) -> list[type[Method]]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a plugin file, recorded with every run of its methods."""
+    """SHA-256 of a plugin file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def fingerprints(plugins: Sequence[str]) -> Mapping[str, str]:
-    """Plugin file -> SHA-256."""
-    return {Path(p).name: digest(Path(p)) for p in plugins}
 
 
 def _checked(cls: object, where: str) -> type[Method]:
@@ -116,4 +114,10 @@ def _checked(cls: object, where: str) -> type[Method]:
     lacking = [n for n in ("name", "title", "paper", "inputs", "fidelity") if not hasattr(cls, n)]
     if lacking:
         raise UserError(f"{where}: {cls.__name__} lacks the class variables {', '.join(lacking)}")
+    try:
+        cls()
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{where}: {cls.__name__} needs a default for every field: {error}"
+        ) from None
     return cls

@@ -16,7 +16,8 @@ class Profile:
     steps:            optimiser steps of the `common` recipe.
     evaluate_every, evaluate_from: in steps; the last step is always evaluated.
     checkpoint_every: steps between checkpoints; a kill loses at most these.
-    precision:        "fp32" or "bf16" (autocast of the networks' forward passes).
+    precision:        "fp32" (on GPUs that have it with TF32, as the field trains), or "bf16"
+                      (autocast of the networks' forward passes; everything else stays fp32).
     """
 
     name: str
@@ -46,9 +47,14 @@ class Profile:
             raise ValueError(f"levels={self.levels}; it must be at least 2")
 
     def evaluated(self, total: int) -> tuple[int, ...]:
-        """Steps after which a run of `total` steps is evaluated; the last is always among them."""
-        grid = range(self.evaluate_from, total + 1, self.evaluate_every)
-        return tuple(sorted({*grid, total}))
+        """Steps after which a run of `total` steps is evaluated; the last is always among them.
+
+        A recipe of another length than the profile's is evaluated as often, at scaled steps.
+        """
+        factor = total / self.steps
+        first = max(1, round(self.evaluate_from * factor))
+        every = max(1, round(self.evaluate_every * factor))
+        return tuple(sorted({*range(first, total + 1, every), total}))
 
 
 PROFILES: dict[str, Profile] = {

@@ -20,9 +20,10 @@ Phase = Literal["loading", "training", "evaluating", "pseudo-labels", "committin
 
 @dataclass
 class Attempt:
-    """One process working on a run: where it began, how far it got, and what time it took.
+    """One process working on a run: where it began, how far it got, and what it took.
 
-    spent: seconds by phase.
+    segmented: volumes segmented, once for each predictor.
+    spent:     seconds by phase.
     """
 
     host: str
@@ -32,6 +33,9 @@ class Attempt:
     step: int
     seconds: float = 0.0
     evaluations: int = 0
+    segmented: int = 0
+    segmenting_seconds: float = 0.0
+    peak_memory_bytes: int = 0
     spent: dict[str, float] = field(default_factory=dict)
 
 

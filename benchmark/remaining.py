@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from benchmark.progress import Progress
 
@@ -12,59 +13,78 @@ from benchmark.progress import Progress
 class Rate:
     """Measured cost of one kind of run, in seconds.
 
-    overhead: of a run apart from steps and evaluations: loading, pseudo-labels, committing.
+    per_evaluation: None until one was made.
+    overhead:       of a run apart from steps and evaluations: pseudo-labels, committing.
     """
 
     per_step: float
-    per_evaluation: float
+    per_evaluation: float | None
     overhead: float = 0.0
 
-    def seconds(self, steps: int, evaluations: int) -> float:
-        """Time for so many steps and evaluations."""
-        return steps * self.per_step + evaluations * self.per_evaluation
+
+@dataclass(frozen=True)
+class Left:
+    """Seconds still needed; not `sure` when something not yet measured is left out."""
+
+    seconds: float
+    sure: bool
+
+    def in_words(self) -> str:
+        """As people say it.
+
+        >>> Left(200, True).in_words(), Left(200, False).in_words()
+        ('3 min left', 'over 3 min left')
+        """
+        return f"{'' if self.sure else 'over '}{in_words(self.seconds)} left"
 
 
 def rate_of(progress: Progress) -> Rate | None:
-    """The rate a run shows so far; None before it has done enough to tell.
-
-    Until the first evaluation its cost is unknown and counted as nothing.
-    """
+    """The rate a run shows so far; None before it has trained at all."""
     if progress.trained < 1 or not progress.spent("training"):
         return None
     made = progress.evaluations_made
-    return Rate(
-        per_step=progress.spent("training") / progress.trained,
-        per_evaluation=progress.spent("evaluating") / made if made else 0.0,
-    )
+    per_evaluation = progress.spent("evaluating") / made if made else None
+    return Rate(progress.spent("training") / progress.trained, per_evaluation)
 
 
 def rate_of_sidecar(sidecar: Mapping[str, object]) -> Rate:
     """The rate of a finished run."""
-    overhead = sidecar["pseudo_label_seconds"]
-    values = (sidecar["seconds_per_step"], sidecar["seconds_per_evaluation"], overhead)
-    per_step, per_evaluation, extra = (float(str(v)) for v in values)
-    return Rate(per_step, per_evaluation, extra)
+    names = ("seconds_per_step", "seconds_per_evaluation", "pseudo_label_seconds")
+    per_step, per_evaluation, overhead = (float(str(sidecar[name])) for name in names)
+    return Rate(per_step, per_evaluation, overhead)
 
 
 def mean_rate(rates: Iterable[Rate]) -> Rate | None:
-    """Average of rates; None of none."""
+    """Average of rates, of each part over those that know it; None of none."""
     known = list(rates)
     if not known:
         return None
-    n = len(known)
+    evaluations = [r.per_evaluation for r in known if r.per_evaluation is not None]
     return Rate(
-        sum(r.per_step for r in known) / n,
-        sum(r.per_evaluation for r in known) / n,
-        sum(r.overhead for r in known) / n,
+        fmean(r.per_step for r in known),
+        fmean(evaluations) if evaluations else None,
+        max(r.overhead for r in known),
     )
 
 
-def remaining(progress: Progress | None, rate: Rate, steps: int, evaluations: int) -> float:
-    """Seconds a run still needs at a rate, given how far it is."""
-    if progress is None:
-        return rate.seconds(steps, evaluations) + rate.overhead
-    left = rate.seconds(steps - progress.step, evaluations - progress.evaluated)
-    return max(0.0, left) + rate.overhead
+def remaining(progress: Progress | None, rate: Rate, steps: int, evaluations: int) -> Left:
+    """What a run still needs at a rate, given how far it is."""
+    if progress is not None:
+        steps, evaluations = steps - progress.step, evaluations - progress.evaluated
+    spent = steps * rate.per_step + evaluations * (rate.per_evaluation or 0.0)
+    sure = rate.per_evaluation is not None or evaluations == 0
+    return Left(max(0.0, spent) + rate.overhead, sure)
+
+
+def together(left: Sequence[Left], parallel: int) -> Left:
+    """What several runs need, so many at once: never less than the longest.
+
+    >>> together([Left(60, True), Left(20, True)], parallel=4).seconds
+    60
+    """
+    seconds = [item.seconds for item in left]
+    total = max(sum(seconds) / parallel, max(seconds, default=0.0))
+    return Left(total, all(item.sure for item in left))
 
 
 def in_words(seconds: float) -> str:

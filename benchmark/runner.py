@@ -9,7 +9,7 @@ import platform
 import resource
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from benchmark.data.splits import split_labelled
 from benchmark.data.volumes import load_volumes
 from benchmark.evaluation import Evaluator, reference_cache
 from benchmark.networks import initialise
+from benchmark.plugins import digest
 from benchmark.progress import Reporter
 from benchmark.spec import RunSpec, canonical_json
 from benchmark.trainer import Diverged, Learner, evaluating, make_learner, train
@@ -40,6 +41,9 @@ ERROR_FILE = "error.txt"
 LOG_FILE = "log.txt"
 
 
+LOCK_FILE = "lock"
+
+
 class Busy(UserError):
     """Another process is at work on the same run."""
 
@@ -50,12 +54,16 @@ class Job:
 
     source:  the dataset as the user named it: a known name or a folder.
     data:    the data root.
+    label, unit, unlabelled: of the dataset, and how many volumes it leaves unlabelled.
     plugins: files that hold methods from outside the harness.
     """
 
     spec: RunSpec
     source: str
     data: Path
+    label: str
+    unit: str
+    unlabelled: int
     plugins: tuple[str, ...] = ()
 
 
@@ -74,9 +82,11 @@ def announce(job: Job, store: Store) -> None:
     """Make the run known to the store before it begins, so that none is ever forgotten."""
     content = {
         "spec": job.spec.canonical(),
+        "checkpoint_every": job.spec.profile.checkpoint_every,
         "dataset": job.source,
         "data": str(job.data.resolve()),
         "plugins": list(job.plugins),
+        "row": row_of(job),
     }
     store.write_work(job.spec.run_id, JOB_FILE, canonical_json(content))
 
@@ -89,17 +99,22 @@ def run(job: Job, store: Store, device: torch.device, threads: int) -> Outcome:
         UserError: bad data, or a store that cannot be written. The run stays unfinished.
     """
     run_id = job.spec.run_id
-    if store.is_done(run_id):
-        return _state(store, run_id)
-    announce(job, store)
-    folder = store.work(run_id)
-    with _claim(folder, run_id):
-        if store.is_done(run_id):
-            return _state(store, run_id)
-        environment.make_deterministic(device, threads)
-        _Attempt(job, store, folder, device, threads).execute()
-    store.clean_work(run_id)
-    return _state(store, run_id)
+    if not store.is_done(run_id):
+        announce(job, store)
+        folder = store.work(run_id)
+        with _claim(folder, run_id):
+            if not store.is_done(run_id):
+                environment.make_deterministic(device, threads)
+                _Attempt(job, store, folder, device, threads).execute()
+            clean(store, run_id)
+    return "finished" if store.state(run_id) == "finished" else "failed"
+
+
+def clean(store: Store, run_id: str) -> None:
+    """Remove what a run that is done left in its work folder."""
+    # Another process may be announcing the same run this moment; the next command cleans then.
+    with suppress(UserError):
+        store.clean_work(run_id)
 
 
 def load_world(spec: RunSpec, source: str, data: Path) -> World:
@@ -134,6 +149,7 @@ def build_learner(spec: RunSpec, channels: int, device: torch.device) -> Learner
         width=profile.width,
         levels=profile.levels,
         dropout=profile.dropout,
+        precision=profile.precision,
     ).to(device)
     if device.type == "cpu":
         # A quarter to a third faster on CPUs, where convolutions otherwise reorder every tensor.
@@ -166,8 +182,6 @@ def chosen_predictors(spec: RunSpec, learner: Learner) -> dict[str, Predictor]:
         UserError: the method has no predictor of that name.
     """
     known = spec.method.predictors(learner.nets)
-    if spec.predictors == ("all",):
-        return known
     missing = set(spec.predictors) - set(known)
     if missing:
         raise UserError(
@@ -184,8 +198,12 @@ class _Attempt:
         self, job: Job, store: Store, folder: Path, device: torch.device, threads: int
     ) -> None:
         self.spec, self.run_id, self.store, self.folder = job.spec, job.spec.run_id, store, folder
+        (folder / ERROR_FILE).unlink(missing_ok=True)
         self.device = device
-        self.due = job.spec.profile.evaluated(job.spec.steps)
+        self.due = job.spec.evaluated
+        self.row, self.plugins = row_of(job), job.plugins
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         self.reporter = Reporter(folder, job.spec.steps, len(self.due))
         self.world = load_world(job.spec, job.source, job.data)
         self.learner = build_learner(job.spec, self.world.dataset.card.channels, device)
@@ -196,7 +214,7 @@ class _Attempt:
             geometry=job.spec.geometry,
             device=device,
             threads=threads,
-            tick=self.reporter.write,
+            segmented=self._segmented,
         )
         self.environments = [environment.fingerprint(device, threads)]
 
@@ -215,6 +233,9 @@ class _Attempt:
                 checkpoint.save(self.folder, stop, self._state())
                 done = stop
         except Diverged as failure:
+            if failure.rows:
+                stop = failure.rows[-1].step + 1
+                self._keep("history", stop, [asdict(r) for r in failure.rows])
             self._commit("failed", str(failure))
         else:
             self._commit("finished", "")
@@ -268,37 +289,51 @@ class _Attempt:
                 f"{sorted(set(self.due) - evaluated)} are missing from {self.folder}; "
                 "delete that folder and run again"
             )
-        record = run_record(self.spec, self.world, self.learner, self.device) | {
+        began_with = self.environments[-1]
+        players = self.spec.method.players(self.learner.nets).values()
+        record = self.row | {
             "state": state,
             "error": error,
+            "parameters": sum({id(p): p.numel() for ps in players for p in ps}.values()),
+            "device": environment.device_name(self.device),
             "environment": canonical_json(self.environments),
             "resumed_elsewhere": len(self.environments) > 1,
+            "versions": canonical_json(environment.versions()),
+            "commit": began_with["commit"],
+            "dirty": began_with["dirty"],
         }
         self.store.commit(self.run_id, tables, record, self._sidecar())
 
+    def _segmented(self, seconds: float) -> None:
+        attempt = self.reporter.attempt
+        attempt.segmented += 1
+        attempt.segmenting_seconds += seconds
+        self.reporter.write()
+
     def _sidecar(self) -> dict[str, Any]:
+        self.reporter.attempt.peak_memory_bytes = _peak_memory(self.device)
         self.reporter.write(force=True)
         progress = self.reporter.progress
-        cases = progress.evaluations_made * sum(map(len, self.world.evaluated.values()))
+        attempts = progress.attempts
         return {
-            "attempts": [asdict(a) for a in progress.attempts],
-            "resumed": len(progress.attempts) > 1,
+            "attempts": [asdict(a) for a in attempts],
+            "resumed": len(attempts) > 1,
             "seconds": progress.seconds,
             "seconds_per_step": progress.spent("training") / max(1, progress.trained),
-            "seconds_per_case": progress.spent("evaluating") / max(1, cases),
+            "seconds_per_case": sum(a.segmenting_seconds for a in attempts)
+            / max(1, sum(a.segmented for a in attempts)),
             "seconds_per_evaluation": progress.spent("evaluating")
             / max(1, progress.evaluations_made),
             "pseudo_label_seconds": progress.spent("pseudo-labels"),
-            "peak_memory_bytes": _peak_memory(self.device),
+            "peak_memory_bytes": max(a.peak_memory_bytes for a in attempts),
+            "notes": list(self.world.dataset.card.notes),
+            "plugins": {Path(p).name: digest(Path(p)) for p in self.plugins},
         }
 
 
-def run_record(
-    spec: RunSpec, world: World, learner: Learner, device: torch.device
-) -> dict[str, Any]:
-    """The run's row of the `runs` table, but for how it ended."""
-    code = environment.harness_commit()
-    parameters = {id(p): p.numel() for ps in spec.method.players(learner.nets).values() for p in ps}
+def row_of(job: Job) -> dict[str, Any]:
+    """What is known of a run before it begins: the columns of its record that its spec decides."""
+    spec = job.spec
     return {
         "run": spec.run_id,
         "method": spec.method.name,
@@ -307,21 +342,16 @@ def run_record(
         "changed": canonical_json(spec.changed()),
         "recipe": spec.recipe_label,
         "fidelity": str(spec.method.fidelity),
-        "dataset": world.dataset.label,
+        "dataset": job.label,
         "fingerprint": spec.fingerprint,
-        "unit": world.dataset.card.unit,
-        "labelled": len(world.labelled),
-        "unlabelled": len(world.unlabelled),
+        "unit": job.unit,
+        "labelled": spec.labelled,
+        "unlabelled": job.unlabelled,
         "seed": spec.seed,
         "profile": spec.profile_label,
         "steps": spec.steps,
-        "evaluations": len(spec.profile.evaluated(spec.steps)),
-        "predictors": ",".join(chosen_predictors(spec, learner)),
-        "parameters": sum(parameters.values()),
-        "device": environment.device_name(device),
-        "versions": canonical_json(environment.versions()),
-        "commit": code.commit,
-        "dirty": code.dirty,
+        "evaluations": len(spec.evaluated),
+        "predictors": ",".join(spec.predictors),
         "spec": canonical_json(spec.canonical()),
     }
 
@@ -329,11 +359,7 @@ def run_record(
 def _stops(spec: RunSpec, done: int) -> list[int]:
     """Steps after `done` where training pauses to evaluate or to save."""
     saves = range(spec.profile.checkpoint_every, spec.steps, spec.profile.checkpoint_every)
-    return [s for s in sorted({*saves, *spec.profile.evaluated(spec.steps)}) if s > done]
-
-
-def _state(store: Store, run_id: str) -> Outcome:
-    return "finished" if store.record(run_id)["state"] == "finished" else "failed"
+    return [s for s in sorted({*saves, *spec.evaluated}) if s > done]
 
 
 def _peak_memory(device: torch.device) -> int:
@@ -344,18 +370,26 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def busy_message(folder: Path, run_id: str) -> str:
+    """Who holds a run's lock, and what to do."""
+    try:
+        holder = (folder / LOCK_FILE).read_text().strip()
+    except OSError:
+        holder = ""
+    return (
+        f"run {run_id} is being trained by {holder or 'another process'}; "
+        "wait for it, or stop it and run the same command again"
+    )
+
+
 @contextmanager
 def _claim(folder: Path, run_id: str) -> Iterator[None]:
     """Hold the run's lock; the system frees it when this process ends, however it ends."""
-    with (folder / "lock").open("a+") as file:
+    with (folder / LOCK_FILE).open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
-            raise Busy(
-                f"run {run_id} is being trained by {file.read().strip() or 'another process'}; "
-                "wait for it, or stop it and run the same command again"
-            ) from None
+            raise Busy(busy_message(folder, run_id)) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")
         file.flush()

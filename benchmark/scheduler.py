@@ -11,12 +11,13 @@ from benchmark.data import open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.splits import labelled_count, split_labelled
 from benchmark.executors.base import Ending, Event, Executor
-from benchmark.lookup import find
+from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
-from benchmark.runner import Job, announce
+from benchmark.runner import Job, announce, clean
 from benchmark.spec import RunSpec, override, recipe_of
 from methods.base import Method
 from results.errors import UserError
+from results.lookup import find, unknown
 from results.store import Store
 
 
@@ -96,7 +97,17 @@ def grid(request: Request) -> list[Job]:
         for source, dataset, count in settings:
             for method in methods:
                 spec = _spec(method, dataset, count, seed, profile, request)
-                jobs.append(Job(spec, source, request.data, request.plugins))
+                jobs.append(
+                    Job(
+                        spec=spec,
+                        source=source,
+                        data=request.data,
+                        label=dataset.label,
+                        unit=dataset.card.unit,
+                        unlabelled=len(dataset.splits["train"]) - count,
+                        plugins=request.plugins,
+                    )
+                )
     return jobs
 
 
@@ -109,6 +120,8 @@ def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -
     by_id = {job.spec.run_id: job for job in jobs}
     done = [run for run in by_id if store.is_done(run)]
     waiting = [run for run in by_id if run not in set(done)]
+    for run in done:
+        clean(store, run)
     for run in waiting:
         announce(by_id[run], store)
     ended: dict[str, Event] = {}
@@ -130,14 +143,16 @@ def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store)
     summary = Summary()
     for run in by_id:
         event = ended.get(run)
-        if event is not None and event.ending is Ending.BUSY:
+        if store.is_done(run):
+            record = store.record(run)
+            if record["state"] == "finished":
+                summary.finished.append(run)
+            else:
+                summary.failed[run] = record["error"]
+        elif event is not None and event.ending is Ending.BUSY:
             summary.busy[run] = event.message
-        elif event is not None and event.ending is Ending.ERROR:
-            summary.errors[run] = event.message
-        elif (record := store.record(run))["state"] == "finished":
-            summary.finished.append(run)
         else:
-            summary.failed[run] = record["error"]
+            summary.errors[run] = event.message if event is not None else "it was not begun"
     return summary
 
 
@@ -178,5 +193,21 @@ def _spec(
         labelled=labelled,
         seed=seed,
         profile=profile,
-        predictors=request.predictors,
+        predictors=_predictors(method, request.predictors),
     )
+
+
+def _predictors(method: Method, asked: Sequence[str]) -> tuple[str, ...]:
+    """The predictors to evaluate, each once and in the method's order.
+
+    Raises:
+        UserError: none, or one that the method does not have.
+    """
+    nets = initialise(method, 0, channels=1, width=1, levels=2, dropout=0.0)
+    known = tuple(method.predictors(nets))
+    missing = sorted(set(asked) - {*known, "all"})
+    if missing:
+        raise unknown(f"predictor of {method.name}", missing[0], [*known, "all"])
+    if not asked:
+        raise UserError(f"no predictor to evaluate; known of {method.name}: {', '.join(known)}")
+    return known if "all" in asked else tuple(name for name in known if name in asked)

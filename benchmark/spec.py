@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmark.data.base import Augmentation, Geometry
-from benchmark.lookup import find, unknown
 from benchmark.profiles import PROFILES, Profile
+from methods import METHODS
 from methods.base import Method, Recipe
 from results.errors import UserError
+from results.lookup import find, unknown
 
 ENGINE_VERSION = 1
 """Bumped when the engine's numbers change; part of every run's identity."""
 
 COMMON_STEPS = Recipe().steps
+LARGEST_SEED = 2**32 - 1
 _NOT_IDENTITY = ("purpose", "checkpoint_every")
 
 D = TypeVar("D", Method, Profile, Recipe)
@@ -31,7 +35,7 @@ class RunSpec:
     dataset, fingerprint: the dataset's name and the sha256 of what it holds.
     geometry, augmentation: of the dataset's card, at the profile's size.
     labelled:   number of labelled training volumes.
-    predictors: names to evaluate, or ("all",).
+    predictors: names to evaluate, in the method's order.
     """
 
     method: Method
@@ -50,6 +54,11 @@ class RunSpec:
         """Optimiser steps of this run: the recipe's length at the profile's scale."""
         return max(1, round(self.recipe.steps * self.profile.steps / COMMON_STEPS))
 
+    @property
+    def evaluated(self) -> tuple[int, ...]:
+        """Steps after which this run is evaluated."""
+        return self.profile.evaluated(self.steps)
+
     def canonical(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, and nothing else."""
         profile = {k: v for k, v in asdict(self.profile).items() if k not in _NOT_IDENTITY}
@@ -59,7 +68,8 @@ class RunSpec:
                 "name": self.method.name,
                 "version": self.method.version,
                 "hyperparameters": asdict(self.method),
-            },
+            }
+            | source_of(type(self.method)),
             "recipe": asdict(self.recipe),
             "dataset": {
                 "name": self.dataset,
@@ -104,6 +114,14 @@ class RunSpec:
         )
 
 
+def source_of(cls: type[Method]) -> dict[str, str]:
+    """SHA-256 of a plugin's file as `source`; nothing for built-in methods, which have versions."""
+    path = inspect.getsourcefile(cls)
+    if cls in METHODS or path is None:
+        return {}
+    return {"source": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
+
+
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text.
 
@@ -130,6 +148,11 @@ def spec_from_canonical(data: Mapping[str, Any], methods: Mapping[str, type[Meth
         raise UserError(
             f"this run was begun with {cls.name} version {described['version']}, "
             f"this is {cls.version}; start it anew or use the older bench"
+        )
+    if described.get("source") != source_of(cls).get("source"):
+        raise UserError(
+            f"the file of {cls.name} has changed since this run was begun; give the same command "
+            "again, which begins a run of the changed method"
         )
     recipe = {**data["recipe"], "milestones": tuple(data["recipe"]["milestones"])}
     name = data["profile"]["name"]
@@ -211,7 +234,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
         UserError: not a list of integers >= 0 without repetition, or a count below 1.
     """
     problem = UserError(
-        f"--seeds {text}: expected a count such as 5, or seeds such as 0,1,7 (all >= 0, each once)"
+        f"--seeds {text}: expected a count such as 5, or seeds such as 0,1,7 "
+        f"(each once, from 0 to {LARGEST_SEED})"
     )
     parts = [p for p in text.split(",") if p.strip()]
     try:
@@ -219,6 +243,8 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     except ValueError:
         raise problem from None
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        raise problem
+    if max(numbers) > LARGEST_SEED:
         raise problem
     if "," in text:
         return numbers

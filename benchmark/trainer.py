@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +22,14 @@ _DROPOUT_SLOT = 1
 
 
 class Diverged(Exception):
-    """A loss or a prediction is no longer finite: the run has failed, by its own doing."""
+    """A loss or a prediction is no longer finite: the run has failed, by its own doing.
 
-    def __init__(self, step: int, what: str) -> None:
+    rows: of the history since training last paused, the step that diverged included.
+    """
+
+    def __init__(self, step: int, what: str, rows: Sequence[Row] = ()) -> None:
         super().__init__(f"{what} is not finite at step {step}")
-        self.step = step
+        self.rows = rows
 
 
 @dataclass
@@ -106,11 +109,14 @@ def train(
         step = Step(index, learner.total)
         terms = train_step(learner, sample(index), step)
         values = torch.stack([t.value.detach().float() for t in terms.values()]).tolist()
-        for (name, term), value in zip(terms.items(), values, strict=True):
-            if not math.isfinite(value):
-                raise Diverged(index, f"loss term '{name}'")
-            if index % keep_every == 0 or index == learner.total - 1:
-                rows.append(Row(index, name, value, term.weight))
+        lost = [n for n, value in zip(terms, values, strict=True) if not math.isfinite(value)]
+        if lost or index % keep_every == 0 or index == learner.total - 1:
+            rows += [
+                Row(index, name, value, term.weight)
+                for (name, term), value in zip(terms.items(), values, strict=True)
+            ]
+        if lost:
+            raise Diverged(index, f"loss term '{lost[0]}'", rows)
         after(index + 1)
     return rows
 

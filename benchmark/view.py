@@ -6,14 +6,24 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from benchmark import progress as run_progress
 from benchmark.executors.base import Ending, Event
-from benchmark.remaining import Rate, in_words, mean_rate, rate_of, rate_of_sidecar, remaining
+from benchmark.remaining import (
+    Left,
+    Rate,
+    mean_rate,
+    rate_of,
+    rate_of_sidecar,
+    remaining,
+    together,
+)
 from benchmark.runner import Job
 from benchmark.spec import RunSpec
 from results.store import Store
@@ -63,21 +73,27 @@ class Watch:
         """How far a run is."""
         return run_progress.read(self._store.work(run))
 
-    def remaining_of(self, run: str) -> float | None:
-        """Seconds one run still needs; None while nothing tells."""
+    def remaining_of(self, run: str) -> Left | None:
+        """What one run still needs; None while nothing tells."""
         spec, now = self._specs[run], self.progress(run)
-        rate = (rate_of(now) if now else None) or self._known(spec)
+        own, known = (rate_of(now) if now else None), self._known(spec)
+        if own is not None and own.per_evaluation is None and known is not None:
+            own = replace(own, per_evaluation=known.per_evaluation, overhead=known.overhead)
+        rate = own or known
         if rate is None:
             return None
-        return remaining(now, rate, spec.steps, len(spec.profile.evaluated(spec.steps)))
+        return remaining(now, rate, spec.steps, len(spec.evaluated))
 
-    def remaining(self) -> float | None:
-        """Seconds the grid still needs; None while nothing tells about some run."""
+    def remaining(self) -> Left | None:
+        """What the grid still needs; None while nothing tells about some run."""
         left = [self.remaining_of(run) for run in self._specs if run not in self._ended]
-        known = [s for s in left if s is not None]
-        if len(known) < len(left):
-            return None
-        return max(sum(known) / self._parallel, max(known, default=0.0))
+        known = [item for item in left if item is not None]
+        return together(known, self._parallel) if len(known) == len(left) else None
+
+    def remaining_s(self) -> float | None:
+        """Its seconds, rounded; None while nothing tells, or something is left out."""
+        left = self.remaining()
+        return round(left.seconds) if left is not None and left.sure else None
 
     def _learn(self, run: str) -> None:
         if self._store.record(run)["state"] == "finished":
@@ -142,7 +158,8 @@ class Bars:
         self._watch.end(event.run)
         self._bars.remove_task(self._tasks.pop(event.run))
         if event.ending is not Ending.DONE:
-            self._console.print(f"[yellow]{name}[/]: {event.message}", highlight=False)
+            text = f"[yellow]{escape(name)}[/]: {escape(event.message)}"
+            self._console.print(text, highlight=False)
 
     def refresh(self) -> None:
         """See `scheduler.View`."""
@@ -198,7 +215,7 @@ class Lines:
                 "message": event.message,
                 "runs_ended": self._watch.ended,
                 "runs": self._watch.total,
-                "remaining_s": self._watch.remaining(),
+                "remaining_s": self._watch.remaining_s(),
             }
         )
 
@@ -207,7 +224,7 @@ class Lines:
         if time.monotonic() - self._last >= _LINE_EVERY_S:
             self._last = time.monotonic()
             ended, total = self._watch.ended, self._watch.total
-            left = self._watch.remaining()
+            left = self._watch.remaining_s()
             self._write(
                 {"event": "progress", "runs_ended": ended, "runs": total, "remaining_s": left}
             )
@@ -236,5 +253,5 @@ class Silent:
         """See `scheduler.View`."""
 
 
-def _left(seconds: float | None) -> str:
-    return "estimating" if seconds is None else f"{in_words(seconds)} left"
+def _left(left: Left | None) -> str:
+    return "estimating" if left is None else left.in_words()

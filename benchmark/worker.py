@@ -10,13 +10,18 @@ import argparse
 import errno
 import json
 import os
+import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from benchmark.plugins import resolve
-from benchmark.runner import ERROR_FILE, JOB_FILE, Busy, Job, run
+from benchmark.runner import ERROR_FILE, JOB_FILE, LOG_FILE, Busy, Job, clean, run
 from benchmark.spec import spec_from_canonical
 from results.errors import UserError
 from results.store import Store
@@ -30,43 +35,56 @@ def read_job(store: Store, run_id: str) -> Job:
     data = json.loads((store.work(run_id) / JOB_FILE).read_text())
     methods = resolve([data["spec"]["method"]["name"]], data["plugins"])
     spec = spec_from_canonical(data["spec"], methods)
-    return Job(spec, data["dataset"], Path(data["data"]), tuple(data["plugins"]))
+    profile = replace(spec.profile, checkpoint_every=data["checkpoint_every"])
+    row = data["row"]
+    return Job(
+        spec=replace(spec, profile=profile),
+        source=data["dataset"],
+        data=Path(data["data"]),
+        label=row["dataset"],
+        unit=row["unit"],
+        unlabelled=row["unlabelled"],
+        plugins=tuple(data["plugins"]),
+    )
 
 
 def work(store: Store, run_id: str, device: str, threads: int) -> int:
     """Work on one run; return the exit code."""
-    import torch
-
+    if store.is_done(run_id):
+        clean(store, run_id)
+        return DONE
     error_file = store.work(run_id) / ERROR_FILE
-    error_file.unlink(missing_ok=True)
     try:
         run(read_job(store, run_id), store, torch.device(device), threads)
-    except Busy as error:
-        error_file.write_text(str(error))
-        return BUSY
-    except UserError as error:
-        error_file.write_text(str(error))
-        return ERROR
-    except torch.OutOfMemoryError:
-        error_file.write_text(
-            f"out of memory on {device}; run fewer at once (--jobs), or choose a smaller profile"
-        )
-        return ERROR
+    except Busy:
+        return BUSY  # the run's folder belongs to whoever is at work on it
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            error_file.write_text(
-                f"no space for {error.filename or store.path}: {error.strerror}; free some space "
-                "and run the same command again, nothing is lost"
-            )
-            return ERROR
-        traceback.print_exc()
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        error_file.write_text(
-            f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}); "
-            f"the traceback is in {store.work(run_id) / 'log.txt'}"
-        )
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        text = _explained(error, store, run_id, device)
+        sys.stderr.write(f"{text}\n")
+        with suppress(OSError):  # a full disk has no room for the message about it either
+            error_file.write_text(text)
         return ERROR
     return DONE
+
+
+def _explained(error: Exception, store: Store, run_id: str, device: str) -> str:
+    """What went wrong and what to do, in a sentence."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"out of memory on {device}; run fewer at once (--jobs), or choose a smaller profile"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"no space for {error.filename or store.path}: {error.strerror}; free some space "
+            "and run the same command again, nothing is lost"
+        )
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}); "
+        f"the traceback is in {store.work(run_id) / LOG_FILE}"
+    )
 
 
 def die_with_parent(parent: int) -> None:

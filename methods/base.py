@@ -6,11 +6,12 @@ prototypes as buffers), so moving, saving and resuming are written once, elsewhe
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -121,8 +122,8 @@ class Recipe:
         if self.schedule not in ("constant", "step", "poly"):
             raise ValueError(f"schedule={self.schedule!r}; known: constant, step, poly")
         for name in ("learning_rate", "labelled", "unlabelled", "steps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}; it must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)}; it must be above 0 and finite")
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must lie in [0, 1)")
@@ -179,6 +180,3 @@ class Method(ABC):
     def players(self, nets: nn.ModuleDict) -> dict[str, list[nn.Parameter]]:
         """Parameters per optimiser. By default everything with a gradient is "main"."""
         return {"main": [p for p in nets.parameters() if p.requires_grad]}
-
-
-Hyperparameters = dict[str, Any]

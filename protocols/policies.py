@@ -19,7 +19,8 @@ class Policy:
 
     dsc:      its DSC; NaN leaves the case out of every mean.
     distance: its ASD and HD95, or the length of the volume's diagonal.
-    flatters: an empty prediction can look better than a bad one.
+    flatters: methods that predict nothing gain by it as a rule. (A constant distance can flatter
+              them too, where measured distances exceed it: `score` marks those cases.)
     meaning:  a sentence for the foot of a table.
     """
 
@@ -31,7 +32,12 @@ class Policy:
 
 POLICIES: Final = {
     "tcseg": Policy(
-        0.0, 100.0, False, "an empty mask counts DSC 0, ASD = HD95 = 100, as in the TCSeg code"
+        0.0,
+        100.0,
+        False,
+        "an empty mask counts DSC 0, ASD = HD95 = 100, as in the TCSeg code, whatever the unit and "
+        "the size of the volume; where a measured distance exceeds 100, the empty mask counts as "
+        "the better one",
     ),
     "worst": Policy(
         0.0, "diagonal", False, "an empty mask counts DSC 0, ASD = HD95 = the volume's diagonal"
@@ -58,13 +64,16 @@ def score(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
         policy: what empty masks count.
 
     Returns:
-        The same rows and columns with dsc, asd and hd95 filled, and `empty` (bool).
+        The same rows and columns with dsc, asd and hd95 filled, `empty` (bool), and `beyond`
+        (bool): measured, and with an ASD or HD95 that is worse than what an empty mask counts.
     """
     empty = (cases["status"] != "ok").to_numpy()
     worst = cases["diagonal"] if policy.distance == "diagonal" else policy.distance
+    beyond = np.asarray(np.fmax(cases["asd"], cases["hd95"]) > worst)
     return cases.assign(
         dsc=np.where(empty, policy.dsc, cases["dsc"]),
         asd=np.where(empty, worst, cases["asd"]),
         hd95=np.where(empty, worst, cases["hd95"]),
         empty=empty,
+        beyond=beyond & ~empty,
     )

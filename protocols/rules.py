@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from protocols.lookup import find, unknown
 from protocols.metrics import METRICS
 from results.errors import UserError
+from results.lookup import find, unknown
 
 REPORTED: Final = "test"
 """The split whose numbers are reported, whatever they are selected on."""
@@ -54,8 +54,8 @@ class Rule(ABC):
 
         Args:
             steps: all steps at which it was evaluated, ascending.
-            seen: trajectory rows (split, step, cases, empty, dsc, asd, hd95) of the declared
-                splits, by split and step.
+            seen: trajectory rows (split, step, cases, empty, beyond, dsc, asd, hd95) of the
+                declared splits, by split and step.
         """
 
     @property
@@ -190,15 +190,15 @@ def select(trajectory: pd.DataFrame, rule: Rule) -> pd.DataFrame:
 
     Returns:
         One row per run and predictor: `averaged` steps were chosen out of `evaluations`, the
-        last of them is `step`, with so many cases and empty masks; dsc, asd and hd95 are means
-        over the chosen steps on the test split.
+        last of them is `step`, with so many cases, empty masks and cases `beyond` these; dsc,
+        asd and hd95 are means over the chosen steps on the test split.
 
     Raises:
         UserError: a run without the splits that the rule needs, or without a test evaluation.
     """
     splits = trajectory["split"].to_numpy(dtype=object)
     steps = trajectory["step"].to_numpy()
-    scores = pd.DataFrame(trajectory[["split", "step", "cases", "empty", *METRICS]])
+    scores = pd.DataFrame(trajectory[["split", "step", "cases", "empty", "beyond", *METRICS]])
     nothing = scores.iloc[:0]
     owners = trajectory.groupby(["run", "predictor"], observed=True, sort=True).indices
     groups: list[tuple[str, str]] = []
@@ -225,7 +225,7 @@ def select(trajectory: pd.DataFrame, rule: Rule) -> pd.DataFrame:
     selected["averaged"] = [len(c.steps) for c in choices]
     selected["evaluations"] = [c.evaluations for c in choices]
     last = scores.iloc[[rows[-1] for rows in reported]]
-    for name in ("step", "cases", "empty"):
+    for name in ("step", "cases", "empty", "beyond"):
         selected[name] = last[name].to_numpy()
     for metric in METRICS:
         values = trajectory[metric].to_numpy()

@@ -20,7 +20,7 @@ class Statistic:
 
     compute: one row per run with columns dsc, asd, hd95 -> one value per metric. The order of
              rows does not matter, unless they tie.
-    meaning: what it is, in words, for the foot of a table.
+    meaning: how it comes about, in words, for the foot of a table.
     """
 
     compute: Callable[[pd.DataFrame], pd.Series]
@@ -60,12 +60,12 @@ def std(runs: pd.DataFrame) -> pd.Series:
 
 
 STATISTICS: Final = {
-    "median": Statistic(median, "median over runs, of each metric by itself"),
+    "median": Statistic(median, "over runs, of each metric by itself"),
     "best_run": Statistic(best_run, "the run with the highest DSC, all metrics from that run"),
-    "maximum": Statistic(maximum, "largest value over runs, of each metric by itself"),
-    "minimum": Statistic(minimum, "smallest value over runs, of each metric by itself"),
-    "mean": Statistic(mean, "mean over runs"),
-    "std": Statistic(std, "sample standard deviation over runs (n - 1), undefined for one run"),
+    "maximum": Statistic(maximum, "the largest over runs, of each metric by itself"),
+    "minimum": Statistic(minimum, "the smallest over runs, of each metric by itself"),
+    "mean": Statistic(mean, "over runs"),
+    "std": Statistic(std, "sample standard deviation over runs (n − 1), undefined for one run"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, Final
 
 import pandas as pd
@@ -13,51 +13,77 @@ from protocols.metrics import METRICS
 from protocols.rules import REPORTED, Last, Rule, select
 from protocols.statistics import STATISTICS
 from results.errors import UserError
+from results.parquet import check
+from results.schema import RUNS
 
 SETTING: Final = ("dataset", "fingerprint", "labelled", "unlabelled", "profile", "steps", "unit")
 """What sets of numbers must share to stand under each other."""
+
+_COMPETITOR: Final = ("seed", "method", "recipe", "predictors")
+"""What of a spec may differ under one heading."""
 
 METHOD: Final = ("method", "version", "hyperparameters", "changed", "recipe", "fidelity")
 
 UNFINISHED: Final = "unfinished"
 """`state` of a run that has no record yet."""
 
+_NOT_YET: Final = {
+    "state": UNFINISHED,
+    "error": "",
+    "parameters": -1,
+    "device": "",
+    "environment": "[]",
+    "resumed_elsewhere": False,
+    "versions": "{}",
+    "commit": "",
+    "dirty": False,
+}
+"""Columns of `runs` that are known only at the end of a run."""
 
-def planned_runs(specs: Mapping[str, Mapping[str, Any]], records: pd.DataFrame) -> pd.DataFrame:
+
+def planned_runs(rows: Mapping[str, Mapping[str, Any]]) -> pd.DataFrame:
     """Runs that were begun and have no record, as rows of the `runs` table.
 
-    What a spec does not say (unit, unlabelled volumes, labels) is taken from a record of the
-    same identity, where there is one.
-
     Args:
-        specs: canonical spec by run id.
-        records: the `runs` table.
+        rows: by run id, the columns of `runs` that are known before a run begins.
 
     Raises:
-        UserError: a spec that cannot be understood.
+        UserError: a row that is not one of `runs`.
     """
-    known = with_identity(records).drop_duplicates("identity").set_index("identity")
-    rows = []
-    for run, spec in specs.items():
-        text = json.dumps(spec)
+    columns = [c.name for c in RUNS]
+    frames = [pd.DataFrame(columns=columns)]
+    for run, row in rows.items():
+        frame = pd.DataFrame([{**row, **_NOT_YET}])
         try:
-            row = _described(spec)
-        except (KeyError, TypeError) as error:
+            check("runs", frame)
+            if row["run"] != run:
+                raise ValueError(f"it is of run {row['run']}")
+            _content(row["spec"])
+        except ValueError as error:
             raise UserError(
-                f"work/{run}/spec.json cannot be understood ({error!r}): run the same `bench run` "
+                f"work/{run}/spec.json cannot be understood ({error}): run the same `bench run` "
                 "command again, or delete that folder"
             ) from None
-        identity = _identity(text, run)
-        if identity in known.index:
-            row |= {name: known.at[identity, name] for name in (*SETTING, *METHOD, "predictors")}
-        rows.append({**row, "run": run, "state": UNFINISHED, "spec": text})
-    return pd.DataFrame(rows, columns=list(records.columns))
+        frames.append(frame[columns])
+    return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def with_identity(runs: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `runs` with `identity`: a digest of everything in the spec but the seed."""
-    digests = [_identity(s, r) for s, r in zip(runs["spec"], runs["run"], strict=True)]
-    return runs.assign(identity=pd.Series(digests, index=runs.index, dtype=object))
+    """Rows of `runs` with two digests of their spec.
+
+    Returns:
+        `identity`, of everything but the seed: equal for the runs of one row of a table.
+        `section`, without method, recipe and predictors too: equal for what compares.
+    """
+    identities, sections = [], []
+    for run, spec in zip(runs["run"], runs["spec"], strict=True):
+        content = _readable(run, spec)
+        identities.append(_digest({k: v for k, v in content.items() if k != "seed"}))
+        sections.append(_digest(_world(content)))
+    return runs.assign(
+        identity=pd.Series(identities, index=runs.index, dtype=object),
+        section=pd.Series(sections, index=runs.index, dtype=object),
+    )
 
 
 def outcomes(
@@ -72,8 +98,8 @@ def outcomes(
         partial: whether unfinished runs count, with the evaluations that they have.
 
     Returns:
-        One row per run and predictor: the columns of `runs` and of `rules.select`, `identity`,
-        and `dsc_last`, `asd_last`, `hd95_last`. By identity, predictor and seed.
+        One row per run and predictor: the columns of `runs` and of `rules.select`, `identity`
+        and `section`, and `dsc_last`, `asd_last`, `hd95_last`. By identity, predictor and seed.
 
     Raises:
         UserError: the rule cannot be applied, or a finished run has no evaluation.
@@ -101,6 +127,8 @@ def summarise(
 
     Rows are apart wherever anything but the seed differs: dataset fingerprint, labelled volumes,
     profile, method version, hyperparameters, recipe, engine. By setting, best median DSC first.
+    A setting is all of that but the method, its recipe and which predictors are evaluated; where
+    one name would stand for several, it says what differs and ends in a digest.
 
     Args:
         runs: the `runs` table, unfinished ones among them (`planned_runs`).
@@ -111,16 +139,18 @@ def summarise(
     Returns:
         What identifies the row; `label` and `setting` (unique together with the predictor);
         `finished` of `started` runs, `unfinished` ones that count, `resumed_elsewhere`; `rule`,
-        `selected_on`, `evaluations` (the most that a run was selected from), `cases`, `empty`
-        (cases with an empty mask at the reported checkpoints, over all runs); and for each
-        metric and statistic `<metric>_<statistic>`, besides `<metric>_gap`: the median over
-        runs of the reported value minus the last one, where the rule sees the test split.
-        DSC is a fraction, distances are in `unit`.
+        `selected_on`, `evaluations` and `fewest_evaluations` (the most and the fewest that a run
+        was selected from), `cases`; `empty` and `beyond` (over all runs, the cases at the
+        reported checkpoints with an empty mask, and those measured as farther off than an empty
+        mask counts); and for each metric and statistic `<metric>_<statistic>`, besides
+        `<metric>_gap`: the median over runs of the reported value minus the last one, where the
+        rule sees the test split. DSC is a fraction, distances are in `unit`.
     """
     values = outcomes(runs, trajectory, rule, partial)
     by_row = dict(list(values.groupby(["identity", "predictor"])))
     rows = []
-    for identity, group in with_identity(runs).groupby("identity"):
+    runs = with_identity(runs)
+    for identity, group in runs.groupby("identity"):
         first = group.iloc[0]
         for predictor in _predictors(group, values):
             counted = by_row.get((identity, predictor), values.iloc[:0])
@@ -128,6 +158,7 @@ def summarise(
                 {
                     **{name: first[name] for name in (*SETTING, *METHOD)},
                     "identity": identity,
+                    "section": first["section"],
                     "predictor": predictor,
                     "started": len(group),
                     "finished": int((counted["state"] == "finished").sum()),
@@ -137,48 +168,63 @@ def summarise(
                     "rule": rule.expression,
                     "selected_on": rule.selected_on,
                     "evaluations": int(counted["evaluations"].max()) if len(counted) else 0,
+                    "fewest_evaluations": int(counted["evaluations"].min()) if len(counted) else 0,
                     "cases": int(counted["cases"].max()) if len(counted) else 0,
                     "empty": int(counted["empty"].sum()),
+                    "beyond": int(counted["beyond"].sum()),
                     **_statistics(counted),
                     **_gaps(counted, rule),
                 }
             )
     table = pd.DataFrame(rows, columns=_columns())
-    return _ordered(_labelled(table))
+    specs = runs.drop_duplicates("section").set_index("section")["spec"]
+    return _ordered(_labelled(table, {key: _world(_content(s)) for key, s in specs.items()}))
 
 
-def _identity(spec: str, run: str) -> str:
+def _content(spec: str) -> dict[str, Any]:
+    """A canonical spec.
+
+    Raises:
+        ValueError: it is none.
+    """
+    content = json.loads(spec)
+    if not isinstance(content, dict):
+        raise ValueError("the spec is not a JSON object")
+    return content
+
+
+def _readable(run: str, spec: str) -> dict[str, Any]:
     try:
-        content = json.loads(spec)
-        rest = {k: v for k, v in content.items() if k != "seed"}
-    except (ValueError, AttributeError):
+        return _content(spec)
+    except ValueError:
         raise UserError(
             f"the record of run {run} holds no readable spec: delete every file of this run in "
             "the store and run it again"
         ) from None
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _described(spec: Mapping[str, Any]) -> dict[str, Any]:
-    method = spec["method"]
-    return {
-        "method": method["name"],
-        "version": method["version"],
-        "hyperparameters": json.dumps(method["hyperparameters"], sort_keys=True),
-        "changed": "{}",
-        "recipe": spec["recipe"]["name"],
-        "fidelity": "",
-        "dataset": spec["dataset"]["name"],
-        "fingerprint": spec["dataset"]["fingerprint"],
-        "unit": "",
-        "labelled": spec["labelled"],
-        "unlabelled": -1,
-        "seed": spec["seed"],
-        "profile": spec["profile"]["name"],
-        "steps": -1,
-        "predictors": ",".join(spec["predictors"]),
-        "resumed_elsewhere": False,
-    }
+def _world(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What a spec says but for who competes: engine, data, labelled volumes, profile."""
+    return {k: v for k, v in content.items() if k not in _COMPETITOR}
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _differing(contents: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Names of what differs, as `dataset.geometry.patch`."""
+    flat = [_flattened(content) for content in contents]
+    names = sorted({name for values in flat for name in values})
+    return [n for n in names if len({json.dumps(values.get(n)) for values in flat}) > 1]
+
+
+def _flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        found |= _flattened(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _predictors(group: pd.DataFrame, values: pd.DataFrame) -> list[str]:
@@ -207,21 +253,29 @@ def _gaps(counted: pd.DataFrame, rule: Rule) -> dict[str, float]:
 
 def _columns() -> list[str]:
     counts = ("started", "finished", "failed", "unfinished", "resumed_elsewhere")
-    selection = ("rule", "selected_on", "evaluations", "cases", "empty")
+    selection = ("rule", "selected_on", "evaluations", "fewest_evaluations")
+    found = ("cases", "empty", "beyond")
     numbers = [f"{m}_{name}" for m in METRICS for name in (*STATISTICS, "gap")]
-    return [*SETTING, *METHOD, "identity", "predictor", *counts, *selection, *numbers]
+    keys = [*SETTING, *METHOD, "identity", "section", "predictor"]
+    return [*keys, *counts, *selection, *found, *numbers]
 
 
-def _labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """Add `setting` and `label`, with as much in them as is needed to tell rows apart."""
+def _labelled(table: pd.DataFrame, worlds: Mapping[Hashable, Mapping[str, Any]]) -> pd.DataFrame:
+    """Add `setting` and `label`, with as much in them as is needed to tell rows apart.
+
+    worlds: by section, what its specs have in common.
+    """
     rows = table.to_dict("records")
     table = table.assign(
         setting=pd.Series([_setting(r) for r in rows], index=table.index, dtype=object),
         label=pd.Series([_method(r) for r in rows], index=table.index, dtype=object),
     )
-    ambiguous = table.groupby("setting")["fingerprint"].transform("nunique") > 1
-    exact = table["setting"] + " [data " + table["fingerprint"].str[:8] + "]"
-    table = table.assign(setting=table["setting"].where(~ambiguous, exact))
+    for setting, group in table.groupby("setting"):
+        sections = sorted(set(group["section"]))
+        if len(sections) > 1:
+            what = ", ".join(_differing(worlds[key] for key in sections))
+            exact = f"{setting} [{what} differs, #" + group["section"].str[:8] + "]"
+            table.loc[group.index, "setting"] = exact
     place = ["setting", "label", "predictor"]
     for more in (" v" + table["version"].astype(str), " #" + table["identity"].str[:8]):
         ambiguous = table.duplicated(place, keep=False)
@@ -230,9 +284,7 @@ def _labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _setting(row: Mapping[Hashable, Any]) -> str:
-    counts = f"{row['labelled']} labelled"
-    if row["unlabelled"] >= 0:
-        counts += f" / {row['unlabelled']} unlabelled"
+    counts = f"{row['labelled']} labelled / {row['unlabelled']} unlabelled"
     return f"{row['dataset']}, {counts}, profile {row['profile']}"
 
 

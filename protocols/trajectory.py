@@ -14,6 +14,8 @@ from results.errors import UserError
 
 KEYS: Final = ("run", "predictor", "split", "step")
 
+_COUNTS: Final = ("cases", "empty", "beyond")
+
 
 def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     """Mean over cases of every evaluation.
@@ -26,15 +28,15 @@ def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
 
     Returns:
         One row per run, predictor, split and step, in this order: `cases` (how many), `empty`
-        (how many with an empty mask) and the means dsc, asd, hd95 over the cases that count
-        (NaN when none does).
+        (how many with an empty mask), `beyond` (how many measured ones are farther off than an
+        empty mask counts) and the means dsc, asd, hd95 over the cases that count (NaN when none
+        does).
 
     Raises:
         UserError: a case occurs twice in one evaluation.
     """
     if cases.empty:
-        cases = cases.assign(empty=np.zeros(0, dtype=bool))
-        return cases.assign(cases=0)[[*KEYS, "cases", "empty", *METRICS]]
+        return cases.assign(**dict.fromkeys(_COUNTS, 0))[[*KEYS, *_COUNTS, *METRICS]]
     rows = score(cases, policy)
     levels = [_ordered(rows[name]) for name in (*KEYS, "case")]
     code = np.zeros(len(rows), dtype=np.int64)
@@ -58,7 +60,8 @@ def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
         text = rows[name].dtype.kind not in "iu"
         means[name] = pd.Categorical.from_codes(at, pd.Index(values)) if text else values[at]
     means["cases"] = np.diff(np.r_[starts, len(rows)])
-    means["empty"] = np.add.reduceat(rows["empty"].to_numpy()[order].astype(np.int64), starts)
+    for name in ("empty", "beyond"):
+        means[name] = np.add.reduceat(rows[name].to_numpy()[order].astype(np.int64), starts)
     for metric in METRICS:
         means[metric] = _means(rows[metric].to_numpy()[order], starts)
     return pd.DataFrame(means)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Any, Final
 
 import pandas as pd
 
-from protocols.lookup import find
 from protocols.policies import POLICIES
 from protocols.rules import Rule, parse_rule
-from protocols.table import outcomes, planned_runs, summarise
+from protocols.table import outcomes, planned_runs, summarise, with_identity
 from protocols.trajectory import KEYS, trajectory
 from results.errors import UserError
+from results.lookup import find
 from results.store import Store
 
 MAIN: Final = "main"
@@ -30,12 +30,16 @@ class Facts:
 
     runs:       the `runs` table, with runs that have no record yet as `unfinished`.
     trajectory: as `protocols.trajectory` gives it, under `policy`.
+    pseudo:     the `pseudo` table of runs that have a record.
+    sidecars:   of the same runs, by run id.
     policy:     name of the empty-mask policy.
     partial:    whether unfinished runs count, with the evaluations that they have.
     """
 
     runs: pd.DataFrame
     trajectory: pd.DataFrame
+    pseudo: pd.DataFrame
+    sidecars: Mapping[str, Mapping[str, Any]]
     rule: Rule
     policy: str
     partial: bool
@@ -44,6 +48,13 @@ class Facts:
     def summary(self) -> pd.DataFrame:
         """One row per method, setting and predictor; see `protocols.table.summarise`."""
         return summarise(self.runs, self.trajectory, self.rule, self.partial)
+
+    @cached_property
+    def finished(self) -> pd.DataFrame:
+        """Finished runs: the `runs` table with `setting` and `label`, in the summary's order."""
+        rows = self.summary.drop_duplicates("identity")[["identity", "setting", "label"]]
+        runs = with_identity(self.runs[self.runs["state"] == "finished"])
+        return rows.merge(runs, on="identity", validate="1:m").drop(columns="section")
 
     def outcomes(self, rule: Rule) -> pd.DataFrame:
         """One row per run and predictor; see `protocols.table.outcomes`."""
@@ -72,31 +83,58 @@ def load_facts(
     """
     rule = parse_rule(protocol)
     chosen = find("policy", policy, POLICIES)
+    begun = _begun(store, runs)
+    # After the unfinished runs: one that ends in between is then among both, not among neither.
     records = store.records()
-    begun = store.unfinished()
     if runs is not None:
         records = records[records["run"].isin(runs)]
-        begun = [run for run in begun if run in runs]
-    if records.empty and not begun:
+    done = list(records["run"])
+    begun = {run: row for run, row in begun.items() if run not in done}
+    if not done and not begun:
         raise UserError(f"the store {store.path} holds no run yet: start some with `bench run`")
-    cases = store.read("cases", list(records["run"]), _SCORED)
+    cases = store.read("cases", done, _SCORED)
     if begun:
-        specs = {run: _spec(store, run) for run in begun}
-        records = pd.concat([records, planned_runs(specs, records)], ignore_index=True)
+        records = pd.concat([records, planned_runs(begun)], ignore_index=True)
     if begun and partial:
         rows = store.read_partial("cases")
         cases = _joined(cases, rows[rows["run"].isin(begun)][list(_SCORED)])
-    return Facts(records, trajectory(cases, chosen), rule, policy, partial)
+    return Facts(
+        runs=records,
+        trajectory=trajectory(cases, chosen),
+        pseudo=store.read("pseudo", done),
+        sidecars={run: store.sidecar(run) for run in done},
+        rule=rule,
+        policy=policy,
+        partial=partial,
+    )
 
 
-def _spec(store: Store, run: str) -> dict[str, object]:
+def _begun(store: Store, wanted: Collection[str] | None) -> dict[str, dict[str, Any]]:
+    """What is known of unfinished runs, by run id."""
+    found = {}
+    for run in store.unfinished():
+        if wanted is not None and run not in wanted:
+            continue
+        try:
+            found[run] = _row(store, run)
+        except UserError:
+            # A run that has just ended has no work folder any more.
+            if not store.is_done(run):
+                raise
+    return found
+
+
+def _row(store: Store, run: str) -> dict[str, Any]:
+    path = store.work(run) / "spec.json"
+    advice = "run the same `bench run` command again, or delete that folder"
     try:
-        return dict(json.loads(store.read_work(run, "spec.json"))["spec"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{store.work(run) / 'spec.json'} is damaged ({error}): run the same `bench run` "
-            "command again, or delete that folder"
-        ) from None
+        content = dict(json.loads(store.read_work(run, "spec.json")))
+        row = None if "row" not in content else dict(content["row"])
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from None
+    if row is None:
+        raise UserError(f"{path} says too little: the run was begun by an older bench; {advice}")
+    return row
 
 
 def _joined(cases: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:

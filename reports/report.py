@@ -9,11 +9,11 @@ from pathlib import Path
 import pandas as pd
 from rich.console import RenderableType
 
-from protocols.lookup import find
 from reports import REPORTS
 from reports.facts import load_facts
 from reports.render import console
 from reports.table import sheet
+from results.lookup import find
 from results.store import Store
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,7 +43,10 @@ def sheet(facts: Facts) -> Sheet:
     summary = facts.summary
     several = set(summary["predictor"]) != {MAIN}
     gaps = REPORTED in facts.rule.sees
+    steps, out_of = unlike_lengths(summary)
     columns = [("", "method"), *([("", "predictor")] if several else []), ("", "runs")]
+    columns += [("trained", "steps")] if steps else []
+    columns += [("selected", "out of")] if out_of else []
     columns += [("DSC % ↑", name) for name in ("median", "max", "mean ± std", "min")]
     columns += [("optimism", "best − last")] if gaps else []
     columns += [
@@ -52,10 +56,22 @@ def sheet(facts: Facts) -> Sheet:
     for setting, group in summary.groupby("setting", sort=False):
         unit = group["unit"].loc[group["unit"] != ""]
         heading = f"{setting}; distances in {unit.iloc[0]}" if len(unit) else str(setting)
-        rows = [_row(row, several, gaps) for row in group.to_dict("records")]
+        rows = []
+        for row in group.to_dict("records"):
+            leading = [row["label"], *([row["predictor"]] if several else []), _runs(row)]
+            leading += [str(row["steps"])] if steps else []
+            leading += [_out_of(row)] if out_of else []
+            rows.append((*leading, *_numbers(row, gaps)))
         sections.append(Section(heading, tuple(rows)))
     title = f"Protocol {facts.rule.expression}"
     return Sheet(title, tuple(columns), tuple(sections), tuple(notes(facts)), 1 + several)
+
+
+def unlike_lengths(summary: pd.DataFrame) -> tuple[bool, bool]:
+    """Whether rows of a setting differ in steps, and whether any differ in what they chose from."""
+    steps = bool((summary.groupby("setting")["steps"].nunique() > 1).any())
+    chosen = summary[summary["evaluations"] > 0]
+    return steps, len({*chosen["evaluations"], *chosen["fewest_evaluations"]}) > 1
 
 
 def flat(facts: Facts) -> pd.DataFrame:
@@ -78,12 +94,13 @@ def notes(facts: Facts) -> list[str]:
     rule, summary = facts.rule, facts.summary
     said = [
         f"Protocol {rule.expression}: {rule.meaning}.{_selection(rule, summary)}",
-        "Median: over runs, of each metric by itself. Max: the run with the highest DSC; “of max” "
-        "is that same run's value. Mean ± std: over runs, std is the sample standard deviation "
-        f"(n − 1), {NO_VALUE} below two runs. Min: the lowest DSC of a run.",
+        f"Median: {_meaning('median')}. Max: {_meaning('best_run')} (“of max”). "
+        f"Mean: {_meaning('mean')}. Std: {_meaning('std')} ({NO_VALUE}). "
+        f"Min: {_meaning('minimum')}.",
         "Runs: finished of started. All statistics are over the finished ones; failed and "
         "unfinished runs have no number but stay in the count.",
-        f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}. {_empty(summary)}",
+        f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}. {_empty(summary)}"
+        f"{_beyond(summary)}",
         f"DSC in percent of the mean over {_range(summary['cases'])} {REPORTED} cases; "
         f"{_units(summary)}.",
     ]
@@ -94,6 +111,12 @@ def notes(facts: Facts) -> list[str]:
             "Best − last: median over runs of the reported DSC minus that of the last checkpoint, "
             "the optimism of choosing on the test set."
         )
+    if unlike_lengths(summary)[0]:
+        said.append(
+            "Trained steps: methods of one setting were trained for different lengths, as their "
+            "recipes say."
+        )
+    said += _dataset_notes(facts)
     said += [
         f"{dataset} is a partial copy: its numbers do not compare with those of the full set."
         for dataset in sorted({d for d in summary["dataset"] if "(partial" in d})
@@ -116,23 +139,33 @@ def notes(facts: Facts) -> list[str]:
     return said
 
 
-def _row(row: dict[Any, Any], several: bool, gaps: bool) -> tuple[str, ...]:
-    percent = {s: 100 * row[f"dsc_{s}"] for s in (*STATISTICS, "gap")}
-    spread = f"{percent['mean']:.2f} ± {_number(percent['std'])}"
-    cells = [row["label"], *([row["predictor"]] if several else [])]
+def _runs(row: Mapping[Hashable, Any]) -> str:
     begun = f" (+{row['unfinished']})" if row["unfinished"] else ""
-    cells += [f"{row['finished']}/{row['started']}{begun}"]
-    cells += [_number(percent["median"]), _number(percent["best_run"])]
+    return f"{row['finished']}/{row['started']}{begun}"
+
+
+def _out_of(row: Mapping[Hashable, Any]) -> str:
+    few, many = row["fewest_evaluations"], row["evaluations"]
+    if not many:
+        return NO_VALUE
+    return str(many) if few == many else f"{few} to {many}"
+
+
+def _numbers(row: Mapping[Hashable, Any], gaps: bool) -> list[str]:
+    percent = {s: 100 * row[f"dsc_{s}"] for s in (*STATISTICS, "gap")}
+    spread = f"{percent['mean']:.2f} ± {number(percent['std'])}"
+    cells = [number(percent["median"]), number(percent["best_run"])]
     cells += [
         spread if percent["mean"] == percent["mean"] else NO_VALUE,
-        _number(percent["minimum"]),
+        number(percent["minimum"]),
     ]
-    cells += [_number(percent["gap"], "+.2f")] if gaps else []
-    cells += [_number(row[f"{m}_{s}"]) for m in ("asd", "hd95") for s in ("median", "best_run")]
-    return tuple(cells)
+    cells += [number(percent["gap"], "+.2f")] if gaps else []
+    cells += [number(row[f"{m}_{s}"]) for m in ("asd", "hd95") for s in ("median", "best_run")]
+    return cells
 
 
-def _number(value: float, form: str = ".2f") -> str:
+def number(value: float, form: str = ".2f") -> str:
+    """A number as text, or the sign for none."""
     return NO_VALUE if value != value else format(value, form)
 
 
@@ -140,9 +173,15 @@ def _selection(rule: Rule, summary: pd.DataFrame) -> str:
     counts = summary.loc[summary["evaluations"] > 0, "evaluations"]
     if not rule.sees or counts.empty:
         return ""
-    few, many = int(counts.min()), int(counts.max())
-    out_of = str(many) if few == many else f"{few} to {many}"
-    return f" Selected on {rule.selected_on}, out of {out_of} evaluations of each run."
+    if unlike_lengths(summary)[1]:
+        how_many = "as many evaluations of each run as its row says: more give a better best"
+    else:
+        how_many = f"{counts.iloc[0]} evaluations of each run"
+    return f" Selected on {rule.selected_on}, out of {how_many}."
+
+
+def _meaning(statistic: str) -> str:
+    return STATISTICS[statistic].meaning
 
 
 def _empty(summary: pd.DataFrame) -> str:
@@ -151,6 +190,24 @@ def _empty(summary: pd.DataFrame) -> str:
         return "None occurred at the reported checkpoints."
     which = [f"{r['label']} {r['empty']}" for r in rows.to_dict("records")]
     return f"They occurred at the reported checkpoints (cases, over runs): {', '.join(which)}."
+
+
+def _beyond(summary: pd.DataFrame) -> str:
+    rows = summary[summary["beyond"] > 0]
+    if rows.empty:
+        return ""
+    which = [f"{r['label']} {r['beyond']}" for r in rows.to_dict("records")]
+    return (
+        " Measured cases there that are farther off than an empty mask counts (over runs): "
+        f"{', '.join(which)}."
+    )
+
+
+def _dataset_notes(facts: Facts) -> list[str]:
+    """What the sidecars say of the datasets, each once."""
+    datasets = facts.runs.set_index("run")["dataset"]
+    said = {(datasets[r], note) for r, s in facts.sidecars.items() for note in s.get("notes", [])}
+    return [f"{dataset}: {note}" for dataset, note in sorted(said)]
 
 
 def _range(values: pd.Series) -> str:

@@ -2,16 +2,21 @@
 
     cases/ history/ pseudo/ runs/   <run>.parquet, complete or absent
     runs/<run>.json                 sidecar: what varies between attempts (times, host)
+    runs/.discarded-<run>           the record of a failed run that is being forgotten
     work/<run>/                     an unfinished run: its spec, checkpoints and parts of tables
 
 A file is written as `.tmp-<run>-<uuid>`, flushed to the disk and linked to its final name: the
 first attempt wins and nothing is ever overwritten. The run's record is linked last, so "done" is
 that it exists. Readers skip names with a leading dot.
+
+A failed run is forgotten by renaming its record, which is one stroke, and then removing the rest.
+Whoever is killed in between leaves the renamed record behind, which says that the rest is rubbish.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -34,6 +39,7 @@ RUN_TABLES: Final = ("cases", "history", "pseudo")
 _RUN_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _PART: Final = re.compile(r"([a-z]+)-(\d+)\.parquet")
 _TEMPORARY: Final = ".tmp-"
+_DISCARDED: Final = ".discarded-"
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _CLAIM_PATIENCE_S: Final = 10.0
@@ -97,6 +103,7 @@ class Store:
             raise ValueError(f"tables of a run: expected {RUN_TABLES}, not {tuple(tables)}")
         contents = {name: encode(name, _of_run(tables[name], run)) for name in RUN_TABLES}
         last = encode("runs", _of_run(pd.DataFrame([dict(record)]), run))
+        self._finish_discarding(run)
         for name, content in contents.items():
             self._publish(self._file(name, run), run, content)
         if not self.is_done(run):
@@ -176,19 +183,21 @@ class Store:
     def discard_failed(self, run: str) -> None:
         """Forget a failed run, so that it can be tried again.
 
+        Killed half-way, the run is either as it was, or without a record; then the next call, or
+        the next commit of the run, removes the rest.
+
         Raises:
             UserError: it has no record, or it finished: finished runs are never removed.
         """
-        if self.state(run) != "failed":
-            raise UserError(f"run {run} finished; only failed runs can be discarded")
-        with _explained(self.path):
-            for path in (
-                self._file("runs", run),
-                self._file("runs", run, "json"),
-                *(self._file(name, run) for name in RUN_TABLES),
-            ):
-                path.unlink(missing_ok=True)
-                _flush_folder(path.parent)
+        discarded = self._discarded(run)
+        if self.is_done(run) or not discarded.exists():
+            if self.state(run) != "failed":
+                raise UserError(f"run {run} finished; only failed runs can be discarded")
+            # Without a record by now, another process is about the same.
+            with _explained(self.path), suppress(FileNotFoundError):
+                os.replace(self._file("runs", run), discarded)
+                _flush_folder(discarded.parent)
+        self._finish_discarding(run)
 
     # Unfinished runs
 
@@ -274,6 +283,23 @@ class Store:
                         path.unlink()
                         swept += 1
         return swept
+
+    def _finish_discarding(self, run: str) -> None:
+        """Remove what a discarded attempt has left, if anything; the renamed record goes last."""
+        discarded = self._discarded(run)
+        with _explained(discarded), _locked(discarded) as present:
+            if not present:
+                return
+            for path in (
+                *(self._file(name, run) for name in RUN_TABLES),
+                self._file("runs", run, "json"),
+                discarded,
+            ):
+                path.unlink(missing_ok=True)
+                _flush_folder(path.parent)
+
+    def _discarded(self, run: str) -> Path:
+        return self.path / "runs" / f"{_DISCARDED}{_checked(run)}"
 
     def _file(self, table: str, run: str, suffix: str = "parquet") -> Path:
         if table not in TABLES:
@@ -372,6 +398,25 @@ def _temporary(folder: Path, run: str, content: bytes) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             os.unlink(path)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold a file alone until the process lets go or dies; whether it is (still) there.
+
+    Of several that wait, the first may remove the file; the others are told so, and do not take
+    the files of a new attempt for those of the old one.
+    """
+    try:
+        handle = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield path.exists() and os.path.samestat(os.fstat(handle), path.stat())
+    finally:
+        os.close(handle)
 
 
 def _replace(final: Path, run: str, content: bytes) -> None:

@@ -14,8 +14,8 @@ from benchmark.data.la import LeftAtrium
 from benchmark.data.pancreas import Pancreas
 from benchmark.data.phantom import Phantom
 from benchmark.data.prepared import is_prepared
-from benchmark.lookup import unknown
 from results.errors import UserError
+from results.lookup import unknown
 
 SOURCES: Final[Mapping[str, Source]] = {
     "phantom": Phantom(),
@@ -47,6 +47,11 @@ def source_for(name_or_path: str) -> Source:
     return source
 
 
+def is_folder(name_or_path: str) -> bool:
+    """Whether this stands for a folder, and not for a known name."""
+    return name_or_path not in SOURCES and _looks_like_folder(_split_label(name_or_path)[0])
+
+
 def open_dataset(name_or_path: str, root: Path) -> Dataset:
     """The prepared dataset of a known name, of a folder, or of a name under the data root.
 
@@ -58,7 +63,7 @@ def open_dataset(name_or_path: str, root: Path) -> Dataset:
     Raises:
         UserError: it is unknown, not prepared, or damaged.
     """
-    if name_or_path in SOURCES or _looks_like_folder(_split_label(name_or_path)[0]):
+    if name_or_path in SOURCES or is_folder(name_or_path):
         return source_for(name_or_path).open(root)
     if name_or_path in prepared_folders(root):
         return open_folder(root / name_or_path)

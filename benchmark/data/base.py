@@ -81,6 +81,7 @@ class Dataset:
     complete:    False for a partial copy, whose numbers never share a table with the full set.
     load:        case name -> Volume at full resolution.
     folder:      where it lies on disk (None for a dataset that is drawn).
+    remark:      in what else it differs from the published data, in a few words; mostly empty.
     """
 
     card: Card
@@ -89,12 +90,14 @@ class Dataset:
     load: Callable[[str], Volume] = field(repr=False, compare=False)
     complete: bool = True
     folder: Path | None = None
+    remark: str = ""
 
     @property
     def label(self) -> str:
-        """How tables and messages name it; a partial copy says so."""
+        """How tables and messages name it; a copy that is partial or not as published says so."""
         n = sum(len(self.splits[s]) for s in SPLITS)
-        return self.card.name if self.complete else f"{self.card.name} (partial: {n} cases)"
+        said = [f"partial: {n} cases"] * (not self.complete) + [self.remark] * bool(self.remark)
+        return f"{self.card.name} ({'; '.join(said)})" if said else self.card.name
 
 
 class Source(ABC):

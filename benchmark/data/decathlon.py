@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from benchmark import seeding
 from benchmark.data.base import Card, Dataset, Geometry, Source, Split, Triple, Volume
 from benchmark.data.prepared import (
+    Manifest,
     Original,
     Progress,
-    Record,
+    file_sha256,
     is_prepared,
     open_prepared,
     prepare_folder,
@@ -80,13 +81,17 @@ class Decathlon(Source):
             raise UserError(f"The source of {self.folder} is that folder, not {source}.")
         pairs = self._pairs()
         splits = draw_split(sorted(pairs))
-        merged = "all labels" if self.label is None else f"label {self.label}"
-        clip = "clipped to {:g}..{:g} HU, ".format(*CT_WINDOW_HU) if self._is_ct else ""
+        files = [path for pair in pairs.values() for path in pair]
+        facts = {
+            "kind": KIND,
+            "card": asdict(self.card),
+            "source": {"folder": str(self.folder), "states": self._states(files)},
+        }
         originals = [
             Original(
                 case=case,
                 split=split,
-                files={str(path.relative_to(self.folder)): path for path in pairs[case]},
+                files={self._name(path): path for path in pairs[case]},
                 read=partial(self._read, *pairs[case]),
             )
             for split, cases in splits.items()
@@ -96,27 +101,84 @@ class Decathlon(Source):
             root,
             self.card.name,
             originals,
-            f"canonical orientation (RAS), {merged} as foreground, {clip}z-scored over the whole "
-            "volume, not resampled (version 1)",
+            self._preprocessing,
             progress,
-            facts=self._manifest_facts,
+            facts=facts,
         )
 
     def open(self, root: Path) -> Dataset:
-        """See `Source.open`. The folder must still hold the files it was prepared from."""
+        """See `Source.open`. The folder must still hold the files it was prepared from.
+
+        Files that have the size and time of change they had are taken to be the same; the content
+        of all others is compared, so a mere copy of the folder opens too.
+        """
         prepared = root / self.card.name
         if not is_prepared(prepared):
             raise UserError(f"{self.folder} is not prepared in {root}. {self.card.how_to_get}")
-        manifest = read_manifest(prepared)
-        old = {name for record in manifest.cases.values() for name in record.sources}
-        new = {str(p.relative_to(self.folder)) for pair in self._pairs().values() for p in pair}
-        if old != new:
+        reason = self._difference(read_manifest(prepared))
+        if reason:
             raise UserError(
-                f"{prepared} is prepared from another folder than {self.folder}: its files have "
-                f"other names. Rename one of the folders, or remove {prepared} and run "
-                f"`bench data prepare {self.folder}`."
+                f"{prepared} is not prepared from what {self.folder} holds now: {reason}. To use "
+                f"what it holds now, remove {prepared} and run `bench data prepare "
+                f"{self._argument}`; to keep both, rename {self.folder} first, as its name is the "
+                "dataset's."
             )
         return open_folder(prepared)
+
+    def _difference(self, manifest: Manifest) -> str:
+        """Why the folder is not what was prepared, in words; empty if it is."""
+        old = {
+            name: sha256
+            for record in manifest.cases.values()
+            for name, sha256 in record.sources.items()
+        }
+        new = {self._name(path): path for pair in self._pairs().values() for path in pair}
+        if old.keys() != new.keys():
+            other = sorted(old.keys() ^ new.keys())
+            return f"{len(old)} files were prepared and {len(new)} are there, such as {other[0]}"
+        source = manifest.facts.get("source", {})
+        known = source["states"] if source and source["folder"] == str(self.folder) else {}
+        states = self._states(new.values())
+        changed = [
+            name
+            for name, path in new.items()
+            if states[name] != known.get(name) and file_sha256(path) != old[name]
+        ]
+        if changed:
+            return f"{len(changed)} of {len(old)} files have other content, such as {changed[0]}"
+        if manifest.preprocessing != self._preprocessing:
+            return (
+                f"the preprocessing was '{manifest.preprocessing}' and is now "
+                f"'{self._preprocessing}'"
+            )
+        return ""
+
+    def _name(self, path: Path) -> str:
+        return str(path.relative_to(self.folder))
+
+    def _states(self, files: Iterable[Path]) -> dict[str, list[int]]:
+        """Size in bytes and time of change in ns of files, by name."""
+        states = {}
+        for path in files:
+            try:
+                state = path.stat()
+            except OSError as error:
+                raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+            states[self._name(path)] = [state.st_size, state.st_mtime_ns]
+        return states
+
+    @property
+    def _preprocessing(self) -> str:
+        merged = "all labels" if self.label is None else f"label {self.label}"
+        clip = "clipped to {:g}..{:g} HU, ".format(*CT_WINDOW_HU) if self._is_ct else ""
+        return (
+            f"canonical orientation (RAS), {merged} as foreground, {clip}z-scored over the whole "
+            "volume, not resampled (version 1)"
+        )
+
+    @property
+    def _argument(self) -> str:
+        return f"{self.folder}" if self.label is None else f"{self.folder}:{self.label}"
 
     @property
     def _is_ct(self) -> bool:
@@ -132,7 +194,6 @@ class Decathlon(Source):
                 f"{self.folder} has {len(modalities)} channels ({', '.join(modalities)}); this "
                 "version reads one. Copy the one you need into a folder of its own."
             )
-        argument = f"{self.folder}" if self.label is None else f"{self.folder}:{self.label}"
         return Card(
             name=name if self.label is None else f"{name}-label{self.label}",
             title=str(self.facts.get("name", self.folder.name)),
@@ -144,18 +205,12 @@ class Decathlon(Source):
             unit="mm",
             geometry={},
             augmentation="rotflip",
-            how_to_get=f"Run `bench data prepare {argument}`.",
+            how_to_get=f"Run `bench data prepare {self._argument}`.",
             notes=(
                 "The split was drawn from a fixed seed at preparation; it is nobody's official "
                 "one.",
             ),
         )
-
-    def _manifest_facts(self, records: Mapping[str, Record]) -> Mapping[str, Any]:
-        shapes = np.array([record.shape[1:] for record in records.values()])
-        x, y, z = (int(n) for n in np.median(shapes, axis=0))
-        card = asdict(self.card) | {"geometry": _as_json(derive_geometry((x, y, z)))}
-        return {"kind": KIND, "card": card}
 
     def _pairs(self) -> dict[str, tuple[Path, Path]]:
         """Image and label of every case."""
@@ -229,15 +284,14 @@ def open_folder(prepared: Path) -> Dataset:
     Raises:
         UserError: it is damaged, or of another kind.
     """
-    facts = read_manifest(prepared).facts
+    manifest = read_manifest(prepared)
+    facts = manifest.facts
     if facts.get("kind") != KIND:
         raise UserError(f"{prepared} was not prepared from a folder in the Decathlon layout.")
-    fields = dict(facts["card"])
-    fields["geometry"] = {
-        name: Geometry(_triple(g["patch"]), _triple(g["stride"]), g["scale"])
-        for name, g in fields["geometry"].items()
-    }
-    return open_prepared(prepared, Card(**{**fields, "notes": tuple(fields["notes"])}))
+    shapes = np.array([record.shape[1:] for record in manifest.cases.values()])
+    x, y, z = (int(n) for n in np.median(shapes, axis=0))
+    derived = {"notes": tuple(facts["card"]["notes"]), "geometry": derive_geometry((x, y, z))}
+    return open_prepared(prepared, Card(**{**facts["card"], **derived}))
 
 
 def slug(name: str) -> str:
@@ -311,15 +365,6 @@ def _patch(shape: Triple, multiple: int, cap: Triple) -> Triple:
 def _overlapping(patch: Triple, scale: float) -> Geometry:
     x, y, z = (side // 2 for side in patch)
     return Geometry(patch=patch, stride=(x, y, z), scale=scale)
-
-
-def _triple(values: Sequence[int]) -> Triple:
-    x, y, z = values
-    return x, y, z
-
-
-def _as_json(geometry: Mapping[str, Geometry]) -> dict[str, Any]:
-    return {name: asdict(g) for name, g in geometry.items()}
 
 
 def _some(names: Sequence[str]) -> str:

@@ -81,7 +81,10 @@ class LeftAtrium(Source):
     card = CARD
 
     def prepare(self, source: Path, root: Path, progress: Progress) -> Path:
-        """See `Source.prepare`. Looks for <case>/mri_norm2.h5 anywhere below `source`."""
+        """See `Source.prepare`. Looks for <case>/mri_norm2.h5 anywhere below `source`.
+
+        Files that are not the published ones (sha256) are taken, and the dataset's label says so.
+        """
         lists: dict[Split, tuple[str, ...]] = {
             "train": read_list("la_train"),
             "test": read_list("la_test"),

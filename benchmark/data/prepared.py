@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -175,11 +175,12 @@ def prepare_folder(
     progress: Progress,
     *,
     complete: bool = True,
-    facts: Callable[[Mapping[str, Record]], Mapping[str, Any]] = lambda _: {},
+    facts: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `root`/`name` from the originals, or nothing at all; return that folder.
 
-    If it is there already, from the same files, nothing is done and `progress` says so.
+    If it is there already, from the same files, nothing is done and `progress` says so. Its last
+    words also say how many files differ from the published ones.
 
     Args:
         root: the data root; made if it is missing.
@@ -188,11 +189,11 @@ def prepare_folder(
         preprocessing: what was done to the voxels, in words, with a version.
         progress: called with (done, total, what).
         complete: whether these are all cases of the dataset.
-        facts: makes the manifest's `facts` out of the records.
+        facts: the manifest's `facts`.
 
     Raises:
-        UserError: a case cannot be used, the folder holds something else, the disk is full or not
-            writable, or another process is preparing the same dataset.
+        UserError: a case cannot be used or is in two splits, the folder holds something else, the
+            disk is full or not writable, or another process is preparing the same dataset.
     """
     folder = root / name
     total = len(originals)
@@ -205,7 +206,8 @@ def prepare_folder(
         if folder.exists():
             manifest = read_manifest(folder)
             _require_same(folder, manifest, preprocessing, sources)
-            progress(total, total, f"{name} is already prepared in {folder}: nothing to do")
+            said = f"{name} is already prepared in {folder}: nothing to do"
+            progress(total, total, said + _in_brackets(unpublished(manifest.cases)))
             return folder
         temporary = _make_temporary(root, name)
         try:
@@ -216,13 +218,16 @@ def prepare_folder(
             splits: dict[Split, tuple[str, ...]] = {
                 split: tuple(o.case for o in originals if o.split == split) for split in SPLITS
             }
+            leak = _shared_scan(splits, records)
+            if leak:
+                raise UserError(f"{leak} Take one of them out of the source.")
             manifest = Manifest(
                 name=name,
                 preprocessing=preprocessing,
                 splits=splits,
                 cases=records,
                 complete=complete,
-                facts=facts(records),
+                facts=facts or {},
                 fingerprint=dataset_fingerprint(preprocessing, splits, records),
             )
             with _writing(temporary):
@@ -234,8 +239,17 @@ def prepare_folder(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    progress(total, total, f"{name} is prepared in {folder}")
+    remark = _in_brackets(unpublished(records))
+    progress(total, total, f"{name} is prepared in {folder}{remark}")
     return folder
+
+
+def unpublished(records: Mapping[str, Record]) -> str:
+    """How many originals are not the published files, in words; empty if none is known to be."""
+    count = sum(record.verified is False for record in records.values())
+    if not count:
+        return ""
+    return f"{count} file{'s differ' if count > 1 else ' differs'} from the published ones"
 
 
 def is_prepared(folder: Path) -> bool:
@@ -279,10 +293,18 @@ def read_manifest(folder: Path) -> Manifest:
 def open_prepared(folder: Path, card: Card) -> Dataset:
     """The dataset in a prepared folder, after a check that costs no reading of voxels.
 
+    Voxels are compared with the manifest when a process first loads a case.
+
     Raises:
-        UserError: the manifest or a volume is missing or damaged.
+        UserError: the manifest or a volume is missing or damaged, or two splits share a scan.
     """
     manifest = read_manifest(folder)
+    leak = _shared_scan(manifest.splits, manifest.cases)
+    if leak:
+        raise UserError(
+            f"{leak} Take one of them out of the source, remove the folder {folder} and run "
+            "`bench data prepare` again."
+        )
     for case, record in manifest.cases.items():
         for path, expected in zip(
             _paths(folder, case), (record.image_bytes, record.label_bytes), strict=True
@@ -298,6 +320,7 @@ def open_prepared(folder: Path, card: Card) -> Dataset:
         load=partial(_load, folder, manifest),
         complete=manifest.complete,
         folder=folder,
+        remark=unpublished(manifest.cases),
     )
 
 
@@ -305,7 +328,7 @@ def check_prepared(dataset: Dataset) -> list[Finding]:
     """Read every voxel of a dataset and list what is wrong or what a reader must know.
 
     Errors are damage (voxels that are not those in the manifest), values that cannot be used, and
-    cases in two splits. Warnings are originals that are not the published files, and the same
+    a case in two splits. Warnings are originals that are not the published files, and the same
     image or label under two names: labels are compared inside their bounding boxes, so that two
     crops of one scan are found.
     """
@@ -327,12 +350,9 @@ def check_prepared(dataset: Dataset) -> list[Finding]:
                 findings.append(Finding("error", case, str(error)))
                 continue
             wrong = problems(volume.image, volume.label)
-            if manifest is not None:
-                record = manifest.cases[case]
-                wrong += _differences(record, volume)
-                if record.verified is False:
-                    text = "The original differs from the published file (sha256)."
-                    findings.append(Finding("warning", case, text))
+            if manifest is not None and manifest.cases[case].verified is False:
+                text = "The original differs from the published file (sha256)."
+                findings.append(Finding("warning", case, text))
             findings += [Finding("error", case, text) for text in wrong]
             if not wrong:
                 images.setdefault(array_sha256(volume.image), []).append(case)
@@ -370,28 +390,46 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
     """Map one case into memory."""
     record = manifest.cases[case]
     arrays = []
-    wanted = ((record.shape, np.float32), (record.shape[1:], np.uint8))
-    for path, (shape, dtype) in zip(_paths(folder, case), wanted, strict=True):
+    wanted = (
+        (record.shape, np.float32, record.image_sha256),
+        (record.shape[1:], np.uint8, record.label_sha256),
+    )
+    for path, (shape, dtype, sha256) in zip(_paths(folder, case), wanted, strict=True):
         try:
             array = np.load(path, mmap_mode="r", allow_pickle=False)
+            content = _stored_sha256(path, path.stat().st_mtime_ns)
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(folder, f"{path} cannot be read ({error})") from error
         if array.shape != shape or array.dtype != dtype:
             raise _damaged(folder, f"{path} has shape {array.shape}, type {array.dtype}")
+        if content != sha256:
+            raise _damaged(folder, f"{path} is not what was prepared (sha256): it was changed")
         arrays.append(array)
     return Volume(arrays[0], arrays[1], record.spacing)
 
 
-def _differences(record: Record, volume: Volume) -> list[str]:
-    pairs = (
-        ("image", record.image_sha256, volume.image),
-        ("label", record.label_sha256, volume.label),
-    )
-    return [
-        f"The {what} is not the one that was prepared (sha256): the file has been changed."
-        for what, expected, array in pairs
-        if array_sha256(array) != expected
-    ]
+@cache
+def _stored_sha256(path: Path, mtime_ns: int) -> str:
+    """`array_sha256` of a .npy file, read once per process and time of change."""
+    return array_sha256(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+def _shared_scan(
+    splits: Mapping[Split, Sequence[str]], records: Mapping[str, Record]
+) -> str | None:
+    """Says which scan with which label lies in two splits under two names, if any does."""
+    seen: dict[tuple[str, str], tuple[str, Split]] = {}
+    for split in SPLITS:
+        for case in splits[split]:
+            content = (records[case].image_sha256, records[case].label_sha256)
+            other, where = seen.setdefault(content, (case, split))
+            if where != split:
+                return f"{other} ({where}) and {case} ({split}) are the same scan and label."
+    return None
+
+
+def _in_brackets(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 def _require_same(

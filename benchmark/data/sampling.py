@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -27,9 +27,9 @@ from scipy import ndimage
 from torch import Tensor
 
 from benchmark import seeding
-from benchmark.data.base import Triple, Volume
-from benchmark.lookup import unknown
+from benchmark.data.base import Augmentation, Triple, Volume
 from methods.base import Batch
+from results.lookup import unknown
 
 LABELLED: Final = 0
 UNLABELLED: Final = 1
@@ -58,7 +58,7 @@ class Sampler:
     labelled: Sequence[str]
     unlabelled: Sequence[str]
     patch: Triple
-    augmentation: Literal["rotflip", "crop"]
+    augmentation: Augmentation
     inputs: Collection[str]
     seed: int
     labelled_batch: int = 2

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
+import json
 import os
 import uuid
 from collections.abc import Iterable
@@ -15,28 +18,26 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmark.data.base import Dataset, Triple, Volume
+from benchmark.data.prepared import array_sha256
 from results.errors import UserError
 
 VERSION: Final = 1
 """Of `reduce_volume`; cached volumes of another version are not used."""
 
 
-def load_volumes(
-    dataset: Dataset, cases: Iterable[str], scale: float = 1.0, root_cache: Path | None = None
-) -> dict[str, Volume]:
+def load_volumes(dataset: Dataset, cases: Iterable[str], scale: float = 1.0) -> dict[str, Volume]:
     """Cases at full or reduced resolution.
 
-    At full resolution prepared files are mapped, not read. Reduced volumes are kept for the next
-    run in `root_cache`, by default the dataset's own folder; without a folder, or where it cannot
-    be written, they are computed each time.
+    At full resolution prepared files are mapped. Reduced volumes are kept for the next run in the
+    dataset's folder; without a folder, or where it cannot be written, they are computed each time.
 
     Raises:
         UserError: a case is damaged, or its label vanishes at this scale.
     """
     if scale == 1:
         return {case: dataset.load(case) for case in cases}
-    base = root_cache or dataset.folder
-    folder = None if base is None else base / f"reduced-{scale:g}-v{VERSION}"
+    kept = f"reduced-{scale:g}-v{VERSION}"
+    folder = None if dataset.folder is None else dataset.folder / kept
     volumes = {}
     for case in cases:
         try:
@@ -93,39 +94,66 @@ def _reduced_spacing(volume: Volume, size: Triple) -> tuple[float, float, float]
 
 
 def _load_reduced(volume: Volume, case: str, scale: float, folder: Path | None) -> Volume:
-    """The reduced volume, from the cache if it is there."""
+    """The reduced volume, from the cache if a sound one of this very volume is there.
+
+    An entry is two .npy files and, written last, the sha256 of both and of what they were made of.
+    Whatever does not fit is made again, so entries that several processes write at once do no harm.
+    """
     if folder is None:
         return reduce_volume(volume, scale)
-    x, y, z = volume.label.shape
-    size = reduced_shape((x, y, z), scale)
-    image_path, label_path = folder / f"{case}.image.npy", folder / f"{case}.label.npy"
-    image = _load_array(image_path, (len(volume.image), *size), np.float32)
-    label = _load_array(label_path, size, np.uint8)
-    if image is not None and label is not None:
-        return Volume(image, label, _reduced_spacing(volume, size))
+    origin = {
+        "image": array_sha256(volume.image),
+        "label": array_sha256(volume.label),
+        "scale": scale,
+    }
+    files = [folder / f"{case}.image.npy", folder / f"{case}.label.npy"]
+    record = folder / f"{case}.json"
+    kept = _read_entry(record, files, origin)
+    if kept is not None:
+        x, y, z = kept[1].shape
+        return Volume(kept[0], kept[1], _reduced_spacing(volume, (x, y, z)))
     reduced = reduce_volume(volume, scale)
+    contents = [_npy(reduced.image), _npy(reduced.label)]
     with contextlib.suppress(OSError):  # a cache that cannot be written is done without
         folder.mkdir(parents=True, exist_ok=True)
-        _save_array(image_path, reduced.image)
-        _save_array(label_path, reduced.label)
+        for path, content in zip(files, contents, strict=True):
+            _replace(path, content)
+        _replace(record, json.dumps(_described(origin, contents)).encode())
     return reduced
 
 
-def _load_array(path: Path, shape: tuple[int, ...], dtype: type[Any]) -> NDArray[Any] | None:
-    """A cached array, or None if it is not there as expected."""
+def _described(origin: dict[str, Any], contents: list[bytes]) -> dict[str, Any]:
+    """What a cache entry's record says: of what it was made, and the sha256 of its files."""
+    return {"origin": origin, "files": [hashlib.sha256(c).hexdigest() for c in contents]}
+
+
+def _read_entry(
+    record: Path, files: list[Path], origin: dict[str, Any]
+) -> list[NDArray[Any]] | None:
+    """Arrays of a cache entry, or None if it is not whole or was made of something else."""
     try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        described = json.loads(record.read_bytes())
+        contents = [path.read_bytes() for path in files]
+    except (OSError, ValueError):
         return None
-    return array if array.shape == shape and array.dtype == dtype else None
+    if described != _described(origin, contents):
+        return None
+    return [np.load(io.BytesIO(content), allow_pickle=False) for content in contents]
 
 
-def _save_array(path: Path, array: NDArray[Any]) -> None:
+def _npy(array: NDArray[Any]) -> bytes:
+    """An array in the form of a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _replace(path: Path, content: bytes) -> None:
     """Write so that whoever reads meanwhile finds all of it or nothing."""
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         with temporary.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

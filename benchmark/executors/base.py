@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from benchmark.runner import ERROR_FILE, busy_message
+from benchmark.worker import BUSY, DONE
 from results.store import Store
 
 
@@ -75,3 +77,16 @@ class Executor(ABC):
         Raises:
             KeyboardInterrupt: after everything it started has been stopped.
         """
+
+
+def event_of(run: str, code: int, store: Store) -> Event:
+    """The event for a worker's exit code, with what the worker left to say."""
+    if code == DONE:
+        return Event(run, Ending.DONE)
+    if code == BUSY:
+        return Event(run, Ending.BUSY, busy_message(store.work(run), run))
+    left = store.work(run) / ERROR_FILE
+    said = left.read_text() if code > 0 and left.exists() else ""
+    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+    fallback = f"its process ended {how}; the same command continues it"
+    return Event(run, Ending.ERROR, said or fallback)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmark.executors.base import Ending, Event, Executor, Resources
-from benchmark.runner import ERROR_FILE
-from benchmark.worker import BUSY, DONE, work
+from benchmark.executors.base import Event, Executor, Resources, event_of
+from benchmark.worker import work
 from results.store import Store
 
 
@@ -42,15 +41,3 @@ class Inline(Executor):
             code = work(store, run, self.device, self.threads)
             idle()
             notify(event_of(run, code, store))
-
-
-def event_of(run: str, code: int, store: Store) -> Event:
-    """The event for a worker's exit code, with what the worker left to say."""
-    if code == DONE:
-        return Event(run, Ending.DONE)
-    left = store.work(run) / ERROR_FILE
-    if code < 0 or not left.exists():
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-        message = f"its process ended {how}; the same command continues it"
-        return Event(run, Ending.ERROR, message)
-    return Event(run, Ending.BUSY if code == BUSY else Ending.ERROR, left.read_text())

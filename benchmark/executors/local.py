@@ -10,8 +10,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmark.executors.base import Event, Executor, Resources
-from benchmark.executors.inline import event_of
+from benchmark.executors.base import Ending, Event, Executor, Resources, event_of
 from benchmark.runner import LOG_FILE
 from results.store import Store
 
@@ -78,8 +77,12 @@ class Local(Executor):
             while waiting or active:
                 while waiting and free:
                     run, slot = waiting.popleft(), free.pop()
-                    active[run] = (_start(run, slot, store), slot)
                     notify(Event(run, None))
+                    try:
+                        active[run] = (_start(run, slot, store), slot)
+                    except OSError as error:
+                        free.append(slot)
+                        notify(Event(run, Ending.ERROR, f"its process cannot be started: {error}"))
                 time.sleep(_POLL_S)
                 for run, (process, slot) in list(active.items()):
                     code = process.poll()
@@ -103,7 +106,9 @@ def _start(run: str, slot: Slot, store: Store) -> subprocess.Popen[bytes]:
     if slot.gpu is not None:
         variables["CUDA_VISIBLE_DEVICES"] = slot.gpu
         variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    with (store.work(run) / LOG_FILE).open("ab") as log:
+    folder = store.work(run)
+    folder.mkdir(parents=True, exist_ok=True)  # another driver may have finished the run meanwhile
+    with (folder / LOG_FILE).open("ab") as log:
         # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends us.
         return subprocess.Popen(
             command, env=variables, stdout=log, stderr=log, start_new_session=True

@@ -120,8 +120,19 @@ def test_a_ramp_inside_the_value_is_caught():
     caught(
         contract.check_gradients,
         with_terms(consistency=consistency),
-        r"\['consistency'\] have a gradient of zero at step 0",
+        r"\['consistency'\] have a gradient of zero where they first appear",
     )
+
+
+def test_a_term_of_a_later_stage_without_gradient_is_caught():
+    class Late(Sound):
+        def losses(self, nets, batch, step, rng):
+            terms = super().losses(nets, batch, step, rng)
+            if step.fraction >= 0.5:
+                terms["late"] = Term(nets["student"](batch.image).logits.detach().square().mean())
+            return terms
+
+    caught(contract.check_gradients, Late(), "'late' has no gradient")
 
 
 def test_a_saturated_term_is_caught():

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_data import CASES, LA_TEST, LA_TRAIN, ball, write_facts, write_la, write_nifti
+
+from tests.data.made_data import CASES, LA_TEST, LA_TRAIN, ball, write_facts, write_la, write_nifti
 
 
 @pytest.fixture

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from made_data import CASES, SHARED, ball, quiet, volume, write_facts, write_nifti
 
-from benchmark.data import open_dataset, source_for
+from benchmark.data import decathlon, open_dataset, source_for
 from benchmark.data.base import SPLITS, Dataset, Geometry
 from benchmark.data.decathlon import Decathlon, derive_geometry, draw_split
-from benchmark.data.prepared import check_prepared, read_manifest
+from benchmark.data.prepared import check_prepared
 from results.errors import UserError
+from tests.data.made_data import CASES, SHARED, ball, quiet, volume, write_facts, write_nifti
 
 CASE = CASES[3]
 
@@ -149,11 +152,25 @@ def test_sizes_follow_from_the_median_volume(median, full, reduced, scale):
     assert geometry["full"].stride == tuple(side // 2 for side in full)
 
 
-def test_the_sizes_are_remembered_in_the_manifest(blobs, tmp_path):
+def test_the_sizes_follow_from_the_shapes_whenever_a_folder_is_opened(blobs, tmp_path, monkeypatch):
     dataset = prepare(blobs, tmp_path)
     assert dataset.card.geometry["full"] == Geometry((16, 16, 16), (8, 8, 8))
-    stored = read_manifest(dataset.folder).facts["card"]["geometry"]["full"]
-    assert stored == {"patch": [16, 16, 16], "stride": [8, 8, 8], "scale": 1.0}
+    another = {"full": Geometry((32, 32, 32), (8, 8, 8))}
+    medians = []
+    monkeypatch.setattr(decathlon, "derive_geometry", lambda m: medians.append(m) or another)
+    by_path, by_name = (
+        open_dataset(name, tmp_path / "root") for name in (str(blobs), "task99-blobs")
+    )
+    assert by_path.card.geometry == by_name.card.geometry == another
+    assert medians == [(20, 18, 16)] * 2
+
+
+def test_sizes_that_an_older_version_has_stored_are_not_used(blobs, tmp_path):
+    dataset = prepare(blobs, tmp_path)
+    stored = {"full": {"patch": [48, 48, 48], "stride": [8, 8, 8], "scale": 1.0}}
+    rewrite_facts(dataset, lambda facts: facts["card"].update(geometry=stored))
+    again = open_dataset(str(blobs), tmp_path / "root")
+    assert again.card.geometry == dataset.card.geometry
 
 
 def test_a_folder_that_is_not_prepared_says_what_to_run(blobs, tmp_path):
@@ -180,8 +197,75 @@ def test_another_folder_of_the_same_name_is_refused(blobs, tmp_path):
     for case in renamed:
         write_nifti(third, case)
     write_facts(third, renamed)
-    with pytest.raises(UserError, match="prepared from another folder"):
+    with pytest.raises(UserError, match="20 files were prepared and 20 are there, such as images"):
         open_dataset(str(third), tmp_path / "root")
+
+
+def rewrite_facts(dataset: Dataset, change: Callable[[dict], object]) -> None:
+    """Make the manifest say something else, as one that another version wrote."""
+    path = dataset.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    change(manifest["facts"])
+    path.write_text(json.dumps(manifest))
+
+
+def test_replaced_labels_are_not_taken_for_the_prepared_ones(blobs, tmp_path):
+    dataset = prepare(blobs, tmp_path)
+    for i, case in enumerate(CASES):
+        write_nifti(blobs, case, label=ball(radius=3 + 0.2 * i))
+    with pytest.raises(UserError) as error:
+        open_dataset(str(blobs), tmp_path / "root")
+    assert str(error.value) == (
+        f"{dataset.folder} is not prepared from what {blobs} holds now: 10 of 20 files have other "
+        f"content, such as labelsTr/{CASES[0]}.nii.gz. To use what it holds now, remove "
+        f"{dataset.folder} and run `bench data prepare {blobs}`; to keep both, rename {blobs} "
+        "first, as its name is the dataset's."
+    )
+    shutil.rmtree(dataset.folder)
+    assert prepare(blobs, tmp_path).fingerprint != dataset.fingerprint
+
+
+def test_a_second_folder_with_the_same_names_does_not_get_the_first_ones_data(blobs, tmp_path):
+    prepare(blobs, tmp_path)
+    other = tmp_path / "elsewhere" / blobs.name
+    shutil.copytree(blobs, other)
+    image = other / "imagesTr" / f"{CASE}.nii.gz"
+    content, changed_at = bytearray(image.read_bytes()), image.stat().st_mtime_ns
+    content[-1] ^= 1
+    image.write_bytes(content)
+    os.utime(image, ns=(changed_at, changed_at))
+    message = f"1 of 20 files have other content, such as imagesTr/{CASE}"
+    with pytest.raises(UserError, match=message):
+        open_dataset(str(other), tmp_path / "root")
+
+
+@pytest.mark.parametrize("how", ["copied", "touched", "prepared by a version without file states"])
+def test_files_with_other_times_and_the_same_content_still_open(blobs, tmp_path, how):
+    dataset = prepare(blobs, tmp_path)
+    folder = blobs
+    if how == "copied":
+        folder = shutil.copytree(blobs, tmp_path / "copy" / blobs.name)
+    elif how == "touched":
+        for path in blobs.rglob("*.nii.gz"):
+            os.utime(path, ns=(1, 1))
+    else:
+        rewrite_facts(dataset, lambda facts: facts.pop("source"))
+    assert open_dataset(str(folder), tmp_path / "root") == dataset
+
+
+def test_unchanged_files_are_not_read_again(blobs, tmp_path, monkeypatch):
+    dataset = prepare(blobs, tmp_path)
+    monkeypatch.setattr(decathlon, "file_sha256", None)
+    assert open_dataset(str(blobs), tmp_path / "root") == dataset
+
+
+def test_a_modality_that_is_normalised_otherwise_is_not_taken_for_the_prepared_one(blobs, tmp_path):
+    prepare(blobs, tmp_path)
+    write_facts(blobs, CASES, modality={"0": "CT"})
+    with pytest.raises(
+        UserError, match=r"the preprocessing was '.*' and is now '.*clipped to -200"
+    ):
+        open_dataset(str(blobs), tmp_path / "root")
 
 
 def test_a_folder_without_dataset_json_says_what_is_expected(tmp_path):

@@ -8,13 +8,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from made_data import LA_TEST, LA_TRAIN, SHARED, ball, quiet, volume, write_la
 
 from benchmark.data import SOURCES, open_dataset
 from benchmark.data.prepared import check_prepared, read_manifest
 from benchmark.data.sampling import Sampler
 from benchmark.data.volumes import load_volumes
 from results.errors import UserError
+from tests.data.made_data import LA_TEST, LA_TRAIN, SHARED, Log, ball, quiet, volume, write_la
 
 LA = SOURCES["la"]
 CASE = LA_TRAIN[1]
@@ -29,7 +29,7 @@ def test_a_partial_copy_keeps_the_canonical_order_and_says_that_it_is_partial(la
     dataset = prepare(la_source, tmp_path)
     assert dataset.splits == {"train": LA_TRAIN, "val": (), "test": LA_TEST}
     assert not dataset.complete
-    assert dataset.label == "la (partial: 4 cases)"
+    assert dataset.label.startswith("la (partial: 4 cases")
     assert dataset.card.unit == "voxel"
     assert dataset.load(CASE).spacing == (1.0, 1.0, 1.0)
 
@@ -44,11 +44,11 @@ def test_all_hundred_cases_are_complete(tmp_path):
     from benchmark.data.splits import read_list
 
     label = np.ones((2, 2, 2), np.uint8)
-    image = np.zeros((2, 2, 2), np.float32)
-    for case in (*read_list("la_train"), *read_list("la_test")):
-        write_la(tmp_path / "source", case, image, label)
+    for number, case in enumerate((*read_list("la_train"), *read_list("la_test"))):
+        write_la(tmp_path / "source", case, np.full((2, 2, 2), number, np.float32), label)
     dataset = prepare(tmp_path / "source", tmp_path)
     assert dataset.complete
+    assert dataset.label == "la (100 files differ from the published ones)"
     assert dataset.splits["train"] == read_list("la_train")
     assert dataset.splits["test"] == read_list("la_test")
 
@@ -66,6 +66,15 @@ def test_files_that_are_not_the_published_ones_are_noted(la_source, tmp_path):
     assert {record.verified for record in records.values()} == {False}
     texts = {f.text for f in check_prepared(dataset) if f.severity == "warning"}
     assert "The original differs from the published file (sha256)." in texts
+    assert dataset.label == "la (partial: 4 cases; 4 files differ from the published ones)"
+
+
+def test_preparation_says_each_time_that_files_are_not_the_published_ones(la_source, tmp_path):
+    log: Log = []
+    for begin in ("la is prepared in", "la is already prepared in"):
+        LA.prepare(la_source, tmp_path / "root", lambda *event: log.append(event))
+        assert log[-1][2].startswith(begin)
+        assert log[-1][2].endswith("(4 files differ from the published ones)")
 
 
 def refuse(source: Path, tmp_path: Path, message: str) -> None:
@@ -135,8 +144,8 @@ def test_a_volume_that_cannot_be_used_is_named_with_the_reason(
 
 def test_a_volume_smaller_than_the_patch_works(tmp_path):
     small = volume(shape=(9, 8, 7), radius=3)
-    for case in LA_TRAIN + LA_TEST:
-        write_la(tmp_path / "source", case, small.image[0], small.label)
+    for number, case in enumerate(LA_TRAIN + LA_TEST):
+        write_la(tmp_path / "source", case, small.image[0] + number, small.label)
     dataset = prepare(tmp_path / "source", tmp_path)
     volumes = load_volumes(dataset, dataset.splits["train"])
     batch = Sampler(volumes, LA_TRAIN[:1], LA_TRAIN[1:], (16, 16, 16), "rotflip", ("label",), 0)(0)
@@ -175,6 +184,23 @@ def test_real_volumes_are_the_published_ones(real_la):
     records = read_manifest(real_la.folder).cases
     assert all(record.verified for record in records.values())
     assert {record.shape[3] for record in records.values()} == {88}
+    assert real_la.label == f"la (partial: {len(records)} cases)"
+
+
+@real
+def test_one_modified_file_among_real_ones_is_said_in_the_label(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    for case in (LA_TRAIN[0], *LA_TEST):
+        (source / case).symlink_to(SHARED.resolve() / "la" / case)
+    (source / CASE).mkdir()
+    shutil.copyfile(SHARED / "la" / CASE / "mri_norm2.h5", source / CASE / "mri_norm2.h5")
+    with h5py.File(source / CASE / "mri_norm2.h5", "a") as file:
+        file["image"][0, 0, 0] += 1
+    dataset = prepare(source, tmp_path)
+    assert dataset.label == "la (partial: 3 cases; 1 file differs from the published ones)"
+    warned = [f.subject for f in check_prepared(dataset) if "published" in f.text]
+    assert warned == [CASE]
 
 
 @real

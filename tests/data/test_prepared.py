@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_data import LA_TEST, LA_TRAIN, quiet, volume
 
 from benchmark.data import SOURCES, open_dataset, prepared
 from benchmark.data.base import Dataset, Volume
 from benchmark.data.prepared import Original, check_prepared, prepare_folder, read_manifest
 from results.errors import UserError
+from tests.data.made_data import LA_TEST, LA_TRAIN, Log, quiet, volume
 
 
 def originals(tmp_path: Path, cases: dict[str, Volume]) -> list[Original]:
@@ -91,12 +91,13 @@ def _in(folder: Path, cases: dict[str, Volume]) -> dict[str, Volume]:
     return cases
 
 
-def test_a_second_preparation_does_nothing_and_says_so(la_source, tmp_path):
-    folder = SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+def test_a_second_preparation_does_nothing_and_says_so(tmp_path):
+    cases = originals(tmp_path, {name: volume(seed) for seed, name in enumerate("abc")})
+    folder = prepare_folder(tmp_path / "root", "la", cases, "as it is", quiet)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    log: list[tuple[int, int, str]] = []
-    SOURCES["la"].prepare(la_source, tmp_path / "root", lambda *event: log.append(event))
-    assert log[-1] == (4, 4, f"la is already prepared in {folder}: nothing to do")
+    log: Log = []
+    prepare_folder(tmp_path / "root", "la", cases, "as it is", lambda *event: log.append(event))
+    assert log[-1] == (3, 3, f"la is already prepared in {folder}: nothing to do")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
@@ -198,6 +199,31 @@ def test_a_volume_that_vanishes_after_opening_is_named(la):
         la.load(LA_TRAIN[0])
 
 
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_changed_voxels_are_refused_when_the_case_is_loaded(la, kind, loaded_before):
+    if loaded_before:
+        la.load(LA_TRAIN[0])
+    path = la.folder / kind / f"{LA_TRAIN[0]}.npy"
+    changed_at = path.stat().st_mtime_ns
+    array = np.load(path)
+    array[..., 0, 0, 0] += 1
+    np.save(path, array)
+    os.utime(path, ns=(changed_at + 1, changed_at + 1))
+    message = rf"{kind}/{LA_TRAIN[0]}.npy is not what was prepared.*Remove the folder {la.folder}"
+    for dataset in (la, open_dataset("la", la.folder.parent)):
+        with pytest.raises(UserError, match=message):
+            dataset.load(LA_TRAIN[0])
+        assert dataset.load(LA_TRAIN[1]).label.any()
+
+
+def test_voxels_are_compared_once_per_process_and_not_at_every_load(la, monkeypatch):
+    la.load(LA_TRAIN[0])
+    monkeypatch.setattr(prepared, "array_sha256", None)
+    assert la.load(LA_TRAIN[0]).label.any()
+    assert open_dataset("la", la.folder.parent).load(LA_TRAIN[0]).label.any()
+
+
 def test_a_volume_of_another_shape_is_named(la):
     path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
     np.save(path, np.load(path).reshape(1, 18, 20, 16))
@@ -245,7 +271,7 @@ def test_a_check_finds_changed_voxels(la):
     np.save(path, array)
     errors = [f for f in check_prepared(la) if f.severity == "error"]
     assert [f.subject for f in errors] == [LA_TRAIN[0]]
-    assert "image is not the one that was prepared" in errors[0].text
+    assert f"{LA_TRAIN[0]}.npy is not what was prepared" in errors[0].text
 
 
 def test_a_check_finds_voxels_and_labels_that_cannot_be_used(tmp_path):
@@ -264,14 +290,41 @@ def test_a_check_finds_the_same_scan_under_two_names_although_cropped_differentl
     first = volume(0, radius=6)
     second = Volume(first.image[:, 1:], first.label[1:], first.spacing)
     twin = volume(3, radius=4)
+    relabelled = Volume(volume(4).image, twin.label, twin.spacing)
     cases = {"a": first, "b": volume(1, radius=5), "c": second, "d": twin, "e": twin}
-    found = check_prepared(dataset(tmp_path, cases))
+    found = check_prepared(dataset(tmp_path, cases | {"f": relabelled}))
     assert {f.severity for f in found} == {"warning"}
     assert [(f.subject, f.text) for f in found] == [
-        ("d", "The same image as e: train and test."),
+        ("d", "The same image as e: train and train."),
         ("a", "The same label, up to the crop, as c: train and train."),
-        ("d", "The same label, up to the crop, as e: train and test."),
+        ("d", "The same label, up to the crop, as e: train and train."),
+        ("d", "The same label, up to the crop, as f: train and test."),
+        ("e", "The same label, up to the crop, as f: train and test."),
     ]
+
+
+def test_one_scan_in_two_splits_is_refused_at_preparation(tmp_path):
+    cases = {"a": volume(0), "b": volume(1), "c": volume(0)}
+    message = r"a \(train\) and c \(test\) are the same scan and label\. Take one of them out"
+    with pytest.raises(UserError, match=message):
+        dataset(tmp_path, cases)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+def test_one_scan_in_two_splits_is_refused_when_the_dataset_is_opened(tmp_path, monkeypatch):
+    with monkeypatch.context() as unguarded:
+        unguarded.setattr(prepared, "_shared_scan", lambda splits, records: None)
+        folder = dataset(tmp_path, {"a": volume(0), "b": volume(1), "c": volume(0)}).folder
+    with pytest.raises(UserError, match=rf"a \(train\) and c \(test\).*remove the folder {folder}"):
+        open_dataset("la", tmp_path / "root")
+
+
+@pytest.mark.parametrize("what", ["image", "label"])
+def test_two_cases_that_share_only_image_or_label_are_two_scans(tmp_path, what):
+    first, other = volume(0, radius=5), volume(1, radius=4)
+    mixed = {"image": (first.image, other.label), "label": (other.image, first.label)}[what]
+    cases = {"a": first, "b": volume(2), "c": Volume(*mixed, first.spacing)}
+    assert dataset(tmp_path, cases).splits["test"] == ("c",)
 
 
 def test_a_check_finds_a_case_in_two_splits(tmp_path):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import ball, volume
 
 from benchmark.data.sampling import (
     LABELLED,
@@ -22,6 +21,7 @@ from benchmark.data.sampling import (
     signed_distance,
 )
 from results.errors import UserError
+from tests.data.made_data import ball, volume
 
 VOLUMES = {name: volume(seed) for seed, name in enumerate("abcdefgh")}
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from made_data import quiet
 
 from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
 from results.errors import UserError
+from tests.data.made_data import quiet
 
 
 @pytest.mark.parametrize("name", SOURCES)

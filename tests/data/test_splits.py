@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from made_data import volume
 
 from benchmark.data import SOURCES
 from benchmark.data.base import Dataset
 from benchmark.data.splits import labelled_count, read_list, split_labelled
 from results.errors import UserError
+from tests.data.made_data import volume
 
 SIZES = {
     "la": {"train": 80, "test": 20},

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_data import quiet, volume
 
-from benchmark.data import SOURCES, open_dataset
+from benchmark.data import SOURCES, open_dataset, volumes
 from benchmark.data.base import Dataset, Volume
 from benchmark.data.volumes import load_volumes, reduce_volume, reduced_shape
 from results.errors import UserError
+from tests.data.made_data import quiet, volume
 
 
 def naive_average(array: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
@@ -84,6 +86,7 @@ def test_reduced_volumes_are_kept_in_the_datasets_folder(la: Dataset):
     kept = la.folder / "reduced-0.5-v1"
     assert sorted(path.name for path in kept.iterdir()) == [
         f"{case}.image.npy",
+        f"{case}.json",
         f"{case}.label.npy",
     ]
     cached = load_volumes(la, [case], 0.5)[case]
@@ -92,34 +95,75 @@ def test_reduced_volumes_are_kept_in_the_datasets_folder(la: Dataset):
     assert cached.spacing == computed.spacing
 
 
-def test_the_cache_is_used(la: Dataset):
+def test_the_cache_is_used(la: Dataset, monkeypatch):
     case = la.splits["train"][0]
-    load_volumes(la, [case], 0.5)
-    path = la.folder / "reduced-0.5-v1" / f"{case}.image.npy"
-    np.save(path, np.full_like(np.load(path), 3))
-    assert (load_volumes(la, [case], 0.5)[case].image == 3).all()
+    computed = load_volumes(la, [case], 0.5)[case]
+    monkeypatch.setattr(volumes, "reduce_volume", None)
+    assert np.array_equal(load_volumes(la, [case], 0.5)[case].image, computed.image)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"rubbish" * 100])
-def test_a_damaged_cache_is_made_again(la: Dataset, content):
+@pytest.mark.parametrize("ending", ["image.npy", "label.npy", "json"])
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"rubbish" * 100, b"{}", None])
+def test_a_damaged_cache_is_made_again(la: Dataset, ending, content):
+    case = la.splits["train"][0]
+    good = load_volumes(la, [case], 0.5)[case]
+    path = la.folder / "reduced-0.5-v1" / f"{case}.{ending}"
+    whole = path.read_bytes()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    again = load_volumes(la, [case], 0.5)[case]
+    assert np.array_equal(again.image, good.image)
+    assert np.array_equal(again.label, good.label)
+    assert path.read_bytes() == whole
+
+
+def test_cached_voxels_that_were_changed_are_not_used(la: Dataset):
     case = la.splits["train"][0]
     good = load_volumes(la, [case], 0.5)[case]
     path = la.folder / "reduced-0.5-v1" / f"{case}.image.npy"
-    path.write_bytes(content)
+    np.save(path, np.full_like(np.load(path), 3))
     assert np.array_equal(load_volumes(la, [case], 0.5)[case].image, good.image)
-    assert np.array_equal(np.load(path), good.image)
+
+
+def test_a_cache_made_of_another_volume_is_not_used(la: Dataset):
+    first, second = la.splits["train"][:2]
+    good = {case: load_volumes(la, [case], 0.5)[case].image for case in (first, second)}
+    folder = la.folder / "reduced-0.5-v1"
+    for ending in ("image.npy", "label.npy", "json"):
+        (folder / f"{first}.{ending}").replace(folder / f"{second}.{ending}")
+    assert np.array_equal(load_volumes(la, [second], 0.5)[second].image, good[second])
+
+
+def test_a_cache_made_at_another_scale_is_not_used(la: Dataset):
+    case = la.splits["train"][0]
+    coarse = load_volumes(la, [case], 0.4)[case]
+    load_volumes(la, [case], 0.5)
+    (la.folder / "reduced-0.4-v1").rename(la.folder / "moved")
+    (la.folder / "reduced-0.5-v1").rename(la.folder / "reduced-0.4-v1")
+    assert load_volumes(la, [case], 0.4)[case].image.shape == coarse.image.shape
+
+
+def test_writers_that_fill_the_cache_at_once_agree(la: Dataset):
+    case = la.splits["train"][0]
+    expected = load_volumes(replace(la, folder=None), [case], 0.5)[case]
+    folder = la.folder / "reduced-0.5-v1"
+
+    def fill(_: int) -> Volume:
+        (folder / f"{case}.json").unlink(missing_ok=True)
+        return load_volumes(la, [case], 0.5)[case]
+
+    with ThreadPoolExecutor(4) as pool:
+        for kept in pool.map(fill, range(40)):
+            assert np.array_equal(kept.image, expected.image)
+            assert np.array_equal(kept.label, expected.label)
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(la: Dataset):
     case = la.splits["train"][0]
     (la.folder / "reduced-0.5-v1").write_text("in the way")
     assert load_volumes(la, [case], 0.5)[case].label.any()
-
-
-def test_another_cache_folder_can_be_given(la: Dataset, tmp_path: Path):
-    load_volumes(la, la.splits["train"][:1], 0.5, tmp_path / "cache")
-    assert len(list((tmp_path / "cache" / "reduced-0.5-v1").iterdir())) == 2
-    assert not (la.folder / "reduced-0.5-v1").exists()
 
 
 def _arrays(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -12,15 +13,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from rich.console import Console
 
 from benchmark import checkpoint
-from benchmark.executors.base import Ending, Event
+from benchmark.executors.base import Ending, Event, event_of
 from benchmark.executors.local import Local, Slot
 from benchmark.runner import announce
 from benchmark.scheduler import execute
-from benchmark.view import Silent
-from benchmark.worker import BUSY, DONE, ERROR, work
+from benchmark.view import Bars, Silent
+from benchmark.worker import BUSY, DONE, ERROR, read_job, work
 from results.errors import UserError
 from results.store import Store
 from tests.engine.conftest import Toy
@@ -47,6 +50,9 @@ def test_a_loss_that_becomes_nan_is_a_failed_run_at_that_step_and_the_others_go_
     record = store.record(failed)
     assert (record["state"], record["steps"]) == ("failed", 8)
     assert set(store.read("cases", [failed])["step"]) == {4}
+    history = store.read("history", [failed])
+    assert list(history["step"]) == [0, 1, 2, 3, 4, 5]
+    assert np.isnan(history["value"].iloc[-1])
     assert store.unfinished() == []
 
 
@@ -100,8 +106,10 @@ def test_a_second_process_on_the_same_run_is_told_who_has_it(toy: Toy, tmp_path:
         held.write("process 42 on somewhere")
         held.flush()
         assert work(store, run, "cpu", 1) == BUSY
-    said = error_of(store, run)
-    assert said.startswith(f"run {run} is being trained by process 42 on somewhere; wait for it")
+        event = event_of(run, BUSY, store)
+    assert event.ending is Ending.BUSY
+    assert event.message.startswith(f"run {run} is being trained by process 42 on somewhere; wait")
+    assert not (store.work(run) / "error.txt").exists()
     assert work(store, run, "cpu", 1) == DONE
 
 
@@ -121,13 +129,6 @@ def test_data_that_changed_since_the_run_was_planned_stop_it(tmp_path: Path) -> 
     source_for(str(folder)).prepare(folder, root, nothing)
     assert work(store, run, "cpu", 1) == ERROR
     assert "has changed since this run was planned" in error_of(store, run)
-
-
-def test_an_unknown_predictor_says_which_there_are(toy: Toy, tmp_path: Path) -> None:
-    (job,) = plan(toy.folder, toy.root, tmp_path, "mt", predictors="main,taecher").jobs
-    store, run = announced(job, tmp_path)
-    assert work(store, run, "cpu", 1) == ERROR
-    assert error_of(store, run) == "mt has no predictor taecher; known: main, teacher, or all"
 
 
 def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
@@ -245,6 +246,75 @@ def gone(pid: int, within_s: float) -> bool:
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 
 
+def test_two_drivers_on_one_store_do_nothing_twice_and_both_end_well(
+    toy: Toy, tmp_path: Path
+) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised", seeds="2")
+    store = Store.open(tmp_path, create=True)
+    executor = Local((Slot("cpu", None, 1),))
+    first, second = (job.spec.run_id for job in made.jobs)
+
+    class Meanwhile(Silent):
+        """Another driver finishes the second run while this one works on the first."""
+
+        def event(self, event: Event) -> None:
+            if event.run == first and event.ending is None:
+                assert work(Store(tmp_path), second, "cpu", 1) == DONE
+
+    assert execute(made.jobs, store, executor, Meanwhile()).ok
+    assert len(store.sidecar(second)["attempts"]) == 1
+    assert store.unfinished() == []
+
+
+def test_what_a_kill_left_in_the_work_folder_of_a_finished_run_goes_with_the_next_command(
+    toy: Toy, tmp_path: Path
+) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised")
+    store = Store.open(tmp_path, create=True)
+    execute(made.jobs, store, made.executor, Silent())
+    run = made.jobs[0].spec.run_id
+    announce(made.jobs[0], store)
+    assert store.work(run).exists()
+    execute(made.jobs, store, made.executor, Silent())
+    assert not store.work(run).exists()
+
+
+def test_an_edited_plugin_is_another_run_and_a_run_of_the_old_one_is_not_continued(
+    toy: Toy, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "mine.py"
+    text = Path(PLUGIN).read_text()
+    plugin.write_text(text)
+    arguments = {"plugins": [str(plugin)]}
+    (before,) = plan(toy.folder, toy.root, tmp_path / "store", "blind", **arguments).jobs
+    store, run = announced(before, tmp_path / "store")
+    plugin.write_text(text.replace("at: int = 5", "at: int = 6"))
+    (after,) = plan(toy.folder, toy.root, tmp_path / "store", "blind", **arguments).jobs
+    assert after.spec.run_id != run
+    assert work(store, run, "cpu", 1) == ERROR
+    assert "the file of blind has changed since this run was begun" in error_of(store, run)
+
+
+def test_how_often_to_save_reaches_the_worker(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, settings=["profile.checkpoint_every=7"])
+    store, run = announced(made.jobs[0], tmp_path)
+    assert read_job(store, run).spec.profile.checkpoint_every == 7
+
+
+def test_a_message_with_brackets_does_not_stop_the_bars(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "supervised")
+    store = Store.open(tmp_path, create=True)
+    stream = io.StringIO()
+    bars = Bars(store, Console(file=stream, width=200))
+    bars.begin(made.jobs, [], 1)
+    run = made.jobs[0].spec.run_id
+    bars.event(Event(run, None))
+    bars.refresh()
+    bars.event(Event(run, Ending.ERROR, "cannot read [/tmp/x]"))
+    bars.end()
+    assert "cannot read [/tmp/x]" in stream.getvalue()
+
+
 @linux
 @pytest.mark.slow
 def test_ctrl_c_stops_everything_and_says_that_nothing_is_lost(toy: Toy, tmp_path: Path) -> None:
@@ -307,6 +377,10 @@ def test_bad_requests_stop_before_anything_begins(toy: Toy, tmp_path: Path) -> N
         ({"labelled": [999]}, "999 labelled cases"),
         ({"settings": ["dtc.weight=1"]}, "not part of this command|unknown"),
         ({"settings": ["profile.levels=6"]}, "does not suit a network of 6 levels"),
+        ({"settings": ["recipe.learning_rate=inf"]}, "above 0 and finite"),
+        ({"predictors": "main,taecher"}, "unknown predictor of mt 'taecher'. Did you mean"),
+        ({"predictors": " , "}, "no predictor to evaluate; known of mt: main, teacher"),
+        ({"seeds": "9999999999999,"}, "expected a count such as 5"),
     ):
         with pytest.raises(UserError, match=said):
             _ = plan(toy.folder, toy.root, store, **changes).jobs

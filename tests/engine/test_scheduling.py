@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.environment import cores
 from benchmark.executors import EXECUTORS
 from benchmark.executors.base import Ending, Event, Resources
 from benchmark.executors.local import Local, slots
 from benchmark.progress import Attempt, Progress, Reporter, read
-from benchmark.remaining import Rate, mean_rate, rate_of, remaining
+from benchmark.remaining import Left, Rate, mean_rate, rate_of, remaining, together
 from benchmark.scheduler import execute
 from benchmark.view import Lines, Silent, Watch
 from results.store import Store
@@ -108,14 +109,29 @@ def test_remaining_time_counts_steps_and_evaluations() -> None:
     rate = rate_of(progress())
     assert rate is not None
     assert (rate.per_step, rate.per_evaluation) == (1.0, 4.0)
-    assert remaining(progress(), rate, 100, 4) == pytest.approx(50 * 1.0 + 2 * 4.0)
-    assert remaining(None, rate, 100, 4) == pytest.approx(100 * 1.0 + 4 * 4.0)
+    assert remaining(progress(), rate, 100, 4) == Left(50 * 1.0 + 2 * 4.0, sure=True)
+    assert remaining(None, rate, 100, 4) == Left(100 * 1.0 + 4 * 4.0, sure=True)
 
 
 def test_nothing_is_guessed_before_anything_is_known() -> None:
     assert rate_of(progress(attempts=[])) is None
     assert mean_rate([]) is None
-    assert mean_rate([Rate(1, 2, 3), Rate(3, 4, 5)]) == Rate(2, 3, 4)
+    assert mean_rate([Rate(1, 2, 3), Rate(3, None, 0)]) == Rate(2, 2, 3)
+
+
+def test_before_its_first_evaluation_a_run_says_that_it_takes_over_so_long() -> None:
+    early = progress(evaluated=0)
+    early.attempts[0].evaluations = 0
+    rate = rate_of(early)
+    assert rate is not None
+    assert rate.per_evaluation is None
+    assert not remaining(early, rate, 100, 4).sure
+
+
+def test_runs_at_once_never_take_less_than_the_longest() -> None:
+    assert together([Left(100, True), Left(10, True)], parallel=8).seconds == 100
+    assert together([Left(100, True)] * 8, parallel=4).seconds == 200
+    assert not together([Left(1, True), Left(1, False)], parallel=1).sure
 
 
 def test_a_grid_nobody_has_measured_has_no_remaining_time(toy: Toy, tmp_path: Path) -> None:
@@ -128,7 +144,8 @@ def test_a_grid_nobody_has_measured_has_no_remaining_time(toy: Toy, tmp_path: Pa
     watch.end(made.jobs[0].spec.run_id)
     left = watch.remaining()
     assert left is not None
-    assert left > 0
+    assert left.sure
+    assert left.seconds > 0
 
 
 def test_progress_survives_a_new_attempt(tmp_path: Path) -> None:
@@ -151,4 +168,11 @@ def test_lines_are_json(toy: Toy, tmp_path: Path) -> None:
     execute(made.jobs, store, made.executor, Lines(store, stream))
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [e["event"] for e in events] == ["begin", "start", "end"]
-    assert events[-1]["remaining_s"] == 0.0
+    assert events[-1]["remaining_s"] == 0
+
+
+def test_a_container_with_a_quota_has_as_many_cores_as_that(tmp_path: Path) -> None:
+    (tmp_path / "cpu.max").write_text("100000 100000\n")
+    assert cores(tmp_path / "cpu.max") == 1
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert cores(tmp_path / "cpu.max") == cores(tmp_path / "missing")

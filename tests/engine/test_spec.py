@@ -58,7 +58,7 @@ def make_spec(**changes: object) -> RunSpec:
         {"seed": 1},
         {"profile": PROFILES["paper"]},
         {"profile": replace(PROFILES["mini"], steps=900)},
-        {"predictors": ("all",)},
+        {"predictors": ("main", "teacher")},
     ],
     ids=str,
 )
@@ -121,7 +121,14 @@ def test_the_paper_profile_is_the_papers() -> None:
 
 def test_the_last_step_is_always_evaluated() -> None:
     assert replace(PROFILES["mini"], evaluate_every=300).evaluated(1000) == (500, 800, 1000)
-    assert PROFILES["mini"].evaluated(40) == (40,)
+    assert replace(PROFILES["mini"], steps=40).evaluated(40) == (40,)
+
+
+def test_a_shorter_recipe_is_evaluated_as_often_as_the_profile() -> None:
+    spec = make_spec(method=DTC(), recipe=recipe_of(DTC, "authors"))
+    assert len(spec.evaluated) == len(make_spec().evaluated) == 11
+    assert spec.evaluated[0] == 150
+    assert spec.evaluated[-1] == 300
 
 
 def test_an_authors_recipe_is_scaled_to_the_profile() -> None:

@@ -38,14 +38,25 @@ def test_no_policy_touches_cases_that_were_measured(policy):
 
 
 @pytest.mark.parametrize("policy", [name for name in POLICIES if name != "zero"])
-def test_an_empty_prediction_never_counts_as_a_better_distance(policy):
-    """Against any distance up to 100, and for `worst` up to the volume's diagonal."""
-    worst = 150.0 if policy == "worst" else 100.0
-    for distance in np.linspace(0, worst, 21):
-        rows = with_status("empty-prediction").assign(asd=distance, hd95=distance)
+@pytest.mark.parametrize("metric", ["asd", "hd95"])
+def test_a_measured_distance_that_an_empty_mask_would_beat_is_marked(policy, metric):
+    """For `tcseg` beyond 100, whatever the unit; for `worst` never within the volume."""
+    for distance in (0.0, 99.0, 100.0, 100.5, 150.0):
+        rows = toy.cases("mt-0", {1: [0.5]}).assign(**{metric: distance})
         scored = score(rows, POLICIES[policy])
-        assert not (scored.loc[0, ["asd", "hd95"]].astype(float) < distance).any()
-        assert not scored.loc[0, "dsc"] > 0
+        assert scored["beyond"].tolist() == [policy == "tcseg" and distance > 100]
+        empty = score(with_status("empty-prediction").iloc[:1], POLICIES[policy])
+        assert (empty[metric].item() < distance) == scored["beyond"].item()
+        assert not empty["dsc"].item() > 0
+
+
+def test_no_empty_mask_is_marked_as_measured():
+    for policy in POLICIES.values():
+        assert not score(with_status("empty-both"), policy)["beyond"].iloc[0]
+
+
+def test_a_constant_distance_says_that_it_can_be_exceeded():
+    assert "where a measured distance exceeds 100" in POLICIES["tcseg"].meaning
 
 
 def test_zero_rewards_failure_and_says_so():

@@ -177,8 +177,8 @@ def test_the_expression_names_only_what_differs_from_the_defaults():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bset", r"unknown rule 'bset'. Did you mean 'best'\? Known: last, best"),
-        ("oracle", r"unknown rule 'oracle'. Known: last, best"),
+        ("bset", r"unknown rule 'bset'. Did you mean 'best'\? Known: best, last"),
+        ("oracle", r"unknown rule 'oracle'. Known: best, last"),
         ("best(spilt=val)", r"parameter of rule best 'spilt'. Did you mean 'split'\?"),
         ("last(k=3)", r"unknown parameter of rule last 'k'"),
         ("best(split=vla)", r"unknown split 'vla'. Did you mean 'val'\?"),

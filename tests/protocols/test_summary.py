@@ -28,6 +28,12 @@ def facts(scores=DSC, *, tag="0", content=None, **changes):
     return pd.DataFrame(records), steps
 
 
+def begun(*, decay=0.99, seed=0, **changes):
+    """A run that has no record yet."""
+    run = toy.run_id(seed=seed)
+    return planned_runs({run: toy.planned(run, toy.spec(seed=seed, decay=decay), **changes)})
+
+
 def together(*pairs):
     runs, steps = zip(*pairs, strict=True)
     keys = {"run": object, "predictor": object, "split": object}
@@ -77,8 +83,7 @@ def test_failed_and_unfinished_runs_stay_in_the_count_and_give_no_number():
     runs, steps = facts()
     failed_runs, failed_steps = facts({3: (0.99, 0.99, 0.99)}, state="failed")
     runs, steps = together((runs, steps), (failed_runs, failed_steps))
-    begun = planned_runs({toy.run_id(seed=9): toy.spec(seed=9)}, runs)
-    row = summarise(pd.concat([runs, begun]), steps, Last()).iloc[0]
+    row = summarise(pd.concat([runs, begun(seed=9)]), steps, Last()).iloc[0]
     assert (row["finished"], row["failed"], row["started"]) == (3, 1, 5)
     assert row["dsc_best_run"] == pytest.approx(0.8)
 
@@ -91,20 +96,25 @@ def test_a_group_without_any_finished_run_has_a_row_without_numbers():
 
 
 def test_planned_runs_alone_are_shown_as_begun():
-    none = pd.DataFrame([toy.record("x")]).iloc[:0]
-    begun = planned_runs({toy.run_id(): toy.spec()}, none)
+    changed = {"changed": '{"decay":0.5}', "recipe": "authors", "profile": "mini+width=4"}
     _, steps = facts()
-    table = summarise(begun, steps.iloc[:0], Last())
-    assert table[["label", "finished", "started"]].values.tolist() == [["mt", 0, 1]]
-    assert table["setting"].item() == "la, 8 labelled, profile mini"
+    table = summarise(begun(decay=0.5, **changed), steps.iloc[:0], Last())
+    assert table[["finished", "started"]].values.tolist() == [[0, 1]]
+    assert table["label"].item() == "mt (decay=0.5, recipe authors)"
+    assert table["setting"].item() == "la, 8 labelled / 72 unlabelled, profile mini+width=4"
+    assert (table["unit"].item(), table["fidelity"].item()) == ("mm", "paper")
+
+
+def test_no_planned_run_is_a_table_without_rows():
+    assert list(planned_runs({}).columns) == list(toy.record("x"))
+    assert planned_runs({}).empty
 
 
 def test_unfinished_runs_count_only_when_asked_and_are_marked():
     runs, steps = facts()
-    begun = planned_runs({toy.run_id(seed=9): toy.spec(seed=9)}, runs)
     rows = toy.cases(toy.run_id(seed=9), {1000: (0.9, 1.0)})
     more = trajectory(rows, POLICIES["tcseg"])
-    runs, steps = together((runs, steps), (begun, more))
+    runs, steps = together((runs, steps), (begun(seed=9), more))
     without, partial = (summarise(runs, steps, Last(), p).iloc[0] for p in (False, True))
     assert (without["unfinished"], without["dsc_best_run"]) == (0, pytest.approx(0.8))
     assert (partial["unfinished"], partial["dsc_best_run"]) == (1, pytest.approx(0.95))
@@ -190,17 +200,103 @@ def test_a_finished_run_without_evaluations_is_an_error():
         summarise(runs, steps[steps["run"] != toy.run_id(seed=1)], Last())
 
 
-def test_a_spec_that_cannot_be_understood_is_named():
+def test_a_record_without_a_readable_spec_is_named():
     runs, steps = facts()
-    with pytest.raises(UserError, match=r"work/x/spec\.json cannot be understood"):
-        planned_runs({"x": {"method": "mt"}}, runs)
-    with pytest.raises(UserError, match="holds no readable spec"):
-        summarise(runs.assign(spec="{"), steps, Last())
+    for spec in ("{", "[1]", ""):
+        with pytest.raises(UserError, match="holds no readable spec"):
+            summarise(runs.assign(spec=spec), steps, Last())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": "other"}, "it is of run other"),
+        ({"spec": "{"}, "Expecting"),
+        ({"spec": "[]"}, "not a JSON object"),
+        ({"labelled": "8"}, r"runs\.labelled: expected int64"),
+        ({"method": None}, r"runs\.method"),
+        ({"more": 1}, "not known: more"),
+    ],
+)
+def test_a_planned_run_that_is_no_row_of_runs_is_named(change, message):
+    row = toy.planned("x") | change
+    with pytest.raises(UserError, match=rf"work/x/spec\.json cannot be understood \(.*{message}"):
+        planned_runs({"x": row})
+    with pytest.raises(UserError, match="missing: unit"):
+        planned_runs({"x": {k: v for k, v in toy.planned("x").items() if k != "unit"}})
 
 
 def test_a_planned_run_belongs_to_the_row_of_its_records_whatever_the_order_of_keys():
-    runs, _ = facts()
+    runs, steps = facts()
     spec = dict(reversed(toy.spec(seed=9).items()))
-    begun = planned_runs({"x": spec}, runs)
-    assert begun["unit"].item() == "mm"
-    assert json.loads(begun["spec"].item()) == spec
+    more = planned_runs({"x": toy.planned("x", spec)})
+    assert summarise(pd.concat([runs, more]), steps, Last())["started"].tolist() == [4]
+
+
+# Headings
+
+
+DATASET = {"name": "la", "fingerprint": "f" * 64}
+
+
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        ({"engine": 2}, "engine"),
+        ({"dataset": {**DATASET, "augmentation": "none"}}, "dataset.augmentation"),
+        ({"dataset": {**DATASET, "geometry": {"patch": [9, 9, 9]}}}, "dataset.geometry.patch"),
+        ({"fingerprint": "e" * 64}, "dataset.fingerprint"),
+        ({"profile": {"name": "mini", "steps": 7}}, "profile.steps"),
+    ],
+)
+def test_runs_that_do_not_compare_stand_under_two_headings_that_say_what_differs(content, name):
+    if "dataset" in content:
+        runs, steps = facts({0: (0.1, 0.1, 0.1)}, tag="1")
+        spec = toy.spec() | content
+        runs = runs.assign(spec=json.dumps(spec))
+    else:
+        runs, steps = facts({0: (0.1, 0.1, 0.1)}, tag="1", content=content)
+    table = summarise(*together(facts(), (runs, steps)), Last())
+    plain = "la, 8 labelled / 72 unlabelled, profile mini"
+    expected = [f"{plain} [{name} differs, #{key[:8]}]" for key in table["section"]]
+    assert table["setting"].tolist() == expected
+    assert table["section"].nunique() == 2
+    assert table["label"].tolist() == ["mt", "mt"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"method": "dtc"},
+        {"version": 2},
+        {"decay": 0.5},
+        {"recipe": {"name": "authors", "steps": 6000}},
+        {"predictors": ["main", "teacher"]},
+    ],
+)
+def test_methods_recipes_and_predictors_stand_under_one_heading(content):
+    other = facts({0: (0.1, 0.1, 0.1)}, tag="1", content=content)
+    table = summarise(*together(facts(), other), Last())
+    assert table["setting"].unique().tolist() == ["la, 8 labelled / 72 unlabelled, profile mini"]
+    assert len(table) == 2
+
+
+def test_the_fewest_and_the_most_evaluations_of_a_row_are_kept():
+    runs, steps = facts()
+    first = (steps["run"] == toy.run_id(seed=0)) & (steps["step"] == 3000)
+    row = summarise(runs, steps[~first], Best()).iloc[0]
+    assert (row["fewest_evaluations"], row["evaluations"]) == (2, 3)
+
+
+def test_measured_cases_that_an_empty_mask_would_beat_are_counted_where_they_are_reported():
+    runs, _ = facts({0: DSC[0]})
+    rows = toy.cases(runs["run"].item(), {1000: (0.9, 0.8), 2000: (0.5, 0.5)})
+    rows["hd95"] = [101.0, 102.0, 100.0, 300.0]
+    counts = {
+        name: [
+            summarise(runs, trajectory(rows, policy), rule)["beyond"].item()
+            for rule in (Best(), Last())
+        ]
+        for name, policy in POLICIES.items()
+    }
+    assert counts == {"tcseg": [2, 1], "worst": [0, 1], "exclude": [0, 0], "zero": [2, 2]}

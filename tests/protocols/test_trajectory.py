@@ -41,6 +41,7 @@ def test_a_trajectory_is_the_plain_mean_over_cases(rows, policy):
     )
     assert found["cases"].tolist() == groups.size().tolist()
     assert found["empty"].tolist() == groups["empty"].sum().tolist()
+    assert found["beyond"].tolist() == groups["beyond"].sum().tolist()
 
 
 def test_the_order_of_rows_and_the_kind_of_text_change_not_a_bit(rows):

@@ -72,6 +72,13 @@ def record(
     return row
 
 
+def planned(run: str, content: Mapping | None = None, **changes: object) -> dict:
+    """What is known of a run before it begins: `row` of its `spec.json`."""
+    at_the_end = ("state", "error", "parameters", "device", "environment", "resumed_elsewhere")
+    row = record(run, content, **changes)
+    return {k: v for k, v in row.items() if k not in (*at_the_end, "versions", "commit", "dirty")}
+
+
 def cases(
     run: str,
     scores: Mapping[int, Sequence[float]],
@@ -114,9 +121,14 @@ def history(run: str) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(weight=1.0)
 
 
-def pseudo(run: str) -> pd.DataFrame:
-    row = {"run": run, "step": 3000, "predictor": "main", "case": "u0", "tp": 1, "fp": 2}
-    return pd.DataFrame([{**row, "fn": 3, "tn": 4}])
+def pseudo(run: str, counts: Sequence[tuple[int, int, int, int]] = ((1, 2, 3, 4),)) -> pd.DataFrame:
+    """Pseudo-labels of one volume for each (tp, fp, fn, tn)."""
+    rows = [
+        {"run": run, "step": 3000, "predictor": "main", "case": f"u{place}"}
+        | dict(zip(("tp", "fp", "fn", "tn"), values, strict=True))
+        for place, values in enumerate(counts)
+    ]
+    return pd.DataFrame(rows)
 
 
 def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -124,10 +136,19 @@ def tables(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {"cases": rows, "history": history(run), "pseudo": pseudo(run)}
 
 
-def add(store: Store, rows: pd.DataFrame, content: Mapping | None = None, **changes) -> str:
+def add(
+    store: Store,
+    rows: pd.DataFrame,
+    content: Mapping | None = None,
+    *,
+    sidecar: Mapping | None = None,
+    pseudo_labels: pd.DataFrame | None = None,
+    **changes,
+) -> str:
     """Commit one run."""
     run = str(rows["run"].iloc[0])
-    store.commit(run, tables(rows), record(run, content, **changes), {"seconds": 1.0})
+    frames = tables(rows) | ({} if pseudo_labels is None else {"pseudo": pseudo_labels})
+    store.commit(run, frames, record(run, content, **changes), sidecar or {"seconds": 1.0})
     return run
 
 

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from protocols.policies import POLICIES
+from protocols.statistics import STATISTICS
 from reports import REPORTS, best_vs_last, curves
 from reports.facts import load_facts
 from reports.report import tables, write_report
@@ -53,7 +54,8 @@ def expected(step, method):
 
 def begin(store, seed, scores=None):
     run = toy.run_id("mt", seed)
-    content = {"spec": toy.spec("mt", seed=seed), "dataset": "la", "plugins": []}
+    spec = toy.spec("mt", seed=seed)
+    content = {"spec": spec, "dataset": "la", "plugins": [], "row": toy.planned(run, spec)}
     store.write_work(run, "spec.json", json.dumps(content))
     for step, values in (scores or {}).items():
         store.write_part(run, "cases", step, toy.cases(run, {step: values}))
@@ -113,7 +115,8 @@ def test_the_notes_say_what_the_numbers_are(store):
     for text in (best, last):
         assert "Max: the run with the highest DSC" in text
         assert "Median: over runs, of each metric by itself" in text
-        assert "sample standard deviation (n − 1)" in text
+        assert "sample standard deviation over runs (n − 1)" in text
+        assert all(STATISTICS[s].meaning in text for s in STATISTICS if s != "maximum")
         assert "failed and unfinished runs have no number but stay in the count" in text
         assert f"policy tcseg: {POLICIES['tcseg'].meaning}" in text
         assert "mean over 2 test cases; ASD and HD95 in mm" in text
@@ -163,7 +166,65 @@ def test_settings_of_one_name_and_other_data_are_told_apart(store):
     run = toy.run_id("mt", 0, tag="other")
     toy.add(store, toy.cases(run, {1000: (0.8,)}), toy.spec("mt", fingerprint="e" * 64))
     headings = [s.heading for s in sheet(load_facts(store, "last", "tcseg")).sections]
-    assert [h.split(";")[0][-15:] for h in headings] == ["[data eeeeeeee]", "[data ffffffff]"]
+    assert len(set(headings)) == 2
+    assert all("profile mini [dataset.fingerprint differs, #" in h for h in headings)
+
+
+def test_settings_that_differ_in_the_engine_alone_are_told_apart(store):
+    spec = toy.spec("tcseg", engine=2)
+    toy.add(store, toy.cases(toy.run_id("tcseg", 0, tag="engine"), {1000: (0.8,)}), spec)
+    sections = sheet(load_facts(store, "last", "tcseg")).sections
+    assert all("[engine differs, #" in s.heading for s in sections)
+    assert sorted([r[0] for r in s.rows] for s in sections) == [["tcseg"], ["tcseg", "mt"]]
+
+
+def test_methods_trained_for_other_lengths_say_so_in_their_rows(store):
+    spec = toy.spec("dtc", recipe={"name": "authors"})
+    scores = dict.fromkeys((1000, 2000, 3000, 4000, 5000), (0.5, 0.6))
+    toy.add(store, toy.cases(toy.run_id("dtc", 0), scores), spec, steps=5000, evaluations=5)
+    rows = cells(store, "best")
+    assert {k: (r["trained steps"], r["selected out of"]) for k, r in rows.items()} == {
+        "tcseg": ("3000", "3"),
+        "mt": ("3000", "3"),
+        "dtc (recipe authors)": ("5000", "5"),
+    }
+    said = " ".join(notes(load_facts(store, "best", "tcseg")))
+    assert "out of as many evaluations of each run as its row says" in said
+    assert "trained for different lengths" in said
+    assert "selected out of" not in cells(store, "last")["mt"]
+    assert cells(store, "last")["mt"]["trained steps"] == "3000"
+
+
+def test_methods_of_one_length_have_no_column_for_it(store):
+    assert not {"trained steps", "selected out of"} & set(cells(store, "best")["mt"])
+    assert "different lengths" not in " ".join(notes(load_facts(store, "best", "tcseg")))
+
+
+def test_unfinished_runs_were_selected_from_fewer_evaluations_and_say_so(store):
+    begin(store, 4, {1000: (0.9, 1.0)})
+    rows = cells(store, "best", partial=True)
+    assert (rows["mt"]["selected out of"], rows["tcseg"]["selected out of"]) == ("1 to 3", "3")
+
+
+def test_distances_beyond_what_an_empty_mask_counts_are_told(empty_store):
+    rows = toy.cases(toy.run_id(), {1000: (0.8, 0.8, 0.7)}).assign(hd95=[100.0, 101.0, 350.0])
+    toy.add(empty_store, rows)
+    told = {p: " ".join(notes(load_facts(empty_store, "last", p))) for p in POLICIES}
+    assert "farther off than an empty mask counts (over runs): mt 2." in told["tcseg"]
+    assert "(over runs): mt 3." in told["zero"]
+    assert "farther off" not in told["exclude"]
+    assert "a measured distance exceeds 100" in told["tcseg"]
+
+
+def test_what_is_to_be_known_of_a_dataset_is_said_once(empty_store, tmp_path):
+    for seed, said in enumerate((["odd <b>", "z"], ["z"], [])):
+        rows = toy.cases(toy.run_id(seed=seed), {1000: (0.8,)})
+        toy.add(empty_store, rows, toy.spec(seed=seed), sidecar={"notes": said})
+    rows = toy.cases(toy.run_id(dataset="brats"), {1000: (0.8,)})
+    toy.add(empty_store, rows, toy.spec(dataset="brats"), sidecar={"notes": ["z"]})
+    made = write_report(empty_store.path, "last", tmp_path, names=["table"])
+    for text in (made.paths[0].read_text().replace("&lt;", "<"), text_of(made.tables)):
+        assert [text.count(s) for s in ("la: odd <b", "la: z", "brats: z")] == [1, 1, 1]
 
 
 def test_unfinished_runs_are_counted_and_with_partial_shown_and_marked(store):
@@ -274,6 +335,7 @@ def test_a_report_is_files_and_a_table_for_the_terminal(store, tmp_path):
     assert [p.name for p in made.paths] == [
         *(f"table-best.{suffix}" for suffix in ("md", "csv", "tex")),
         *("best-vs-last.png", "best-vs-last.pdf", "curves.png", "curves.pdf"),
+        *("pseudo.md", "pseudo.csv", "pseudo.png", "pseudo.pdf", "costs.md", "costs.csv"),
     ]
     shown = text_of(made.tables)
     markdown = made.paths[0].read_text()
@@ -344,11 +406,33 @@ def test_no_store_and_an_empty_store_say_what_to_do(empty_store, tmp_path):
         write_report(empty_store.path, "last", tmp_path / "out")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"spec": 3}', '{"spec": {"method": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "3", '{"row": 3}', '{"row": {"method": "mt"}}', '{"row": null}']
+)
 def test_a_damaged_spec_of_an_unfinished_run_is_named(store, tmp_path, content):
     store.write_work("mt-x", "spec.json", content)
     with pytest.raises(UserError, match=r"mt-x.spec\.json"):
         write_report(store.path, "last", tmp_path / "out")
+
+
+def test_a_run_that_an_older_bench_began_is_named_with_what_to_do(store, tmp_path):
+    store.write_work("mt-x", "spec.json", json.dumps({"spec": toy.spec(), "dataset": "la"}))
+    message = r"mt-x.spec\.json says too little: the run was begun by an older bench; run the same"
+    with pytest.raises(UserError, match=message):
+        write_report(store.path, "last", tmp_path / "out")
+
+
+def test_a_run_that_ends_while_it_is_being_read_counts_once(store, monkeypatch):
+    run = begin(store, 4)
+    real = Store.read_work
+
+    def ends_first(self, name, file):
+        toy.add(store, toy.cases(run, {1000: (0.9, 1.0)}), toy.spec("mt", seed=4))
+        store.clean_work(run)
+        return real(self, name, file)
+
+    monkeypatch.setattr(Store, "read_work", ends_first)
+    assert cells(store, "last")["mt"]["runs"] == "4/5"
 
 
 def test_reports_are_registered_by_what_they_write(store, tmp_path):

@@ -11,6 +11,7 @@ import pyarrow.dataset
 import pytest
 
 from results.store import Store
+from tests.protocols import toy
 from tests.stores import writers
 
 
@@ -76,8 +77,32 @@ def read_with_everything(store: Store) -> None:
 
 def test_of_eight_processes_that_race_for_a_run_exactly_one_wins(processes, tmp_path):
     """Four have the same bytes, four others: three learn that it is done, four of the conflict."""
+    outcomes, store = race(processes, tmp_path, before=lambda store, run: None)
+    assert outcomes == {"committed": 20, "already": 60, "conflict": 80}
+    assert len(store.read("cases")) == 20 * 18
+
+
+def test_the_same_holds_where_a_failed_run_was_half_discarded(processes, tmp_path):
+    """Whoever clears away the old attempt never takes a new one for it."""
+
+    def half_discarded(store: Store, run: str) -> None:
+        rows = writers.rows(run, 9)
+        store.commit(run, toy.tables(rows), toy.record(run, state="failed"), {})
+        record = store.path / "runs" / f"{run}.parquet"
+        record.rename(record.parent / f".discarded-{run}")
+
+    outcomes, store = race(processes, tmp_path, before=half_discarded)
+    assert outcomes == {"committed": 20, "already": 60, "conflict": 80}
+    assert len(store.read("cases")) == 20 * 18
+    assert not list(store.path.glob("*/.*"))
+
+
+def race(processes, tmp_path, before):
+    """Outcomes of eight processes that commit twenty runs each, four with other bytes."""
     store = Store.open(tmp_path / "store", create=True)
     runs = [f"mt-{n}" for n in range(20)]
+    for run in runs:
+        before(store, run)
     racers = [
         processes.Process(
             target=writers.race,
@@ -92,6 +117,5 @@ def test_of_eight_processes_that_race_for_a_run_exactly_one_wins(processes, tmp_
         racer.join()
         assert racer.exitcode == 0
     outcomes = Counter(w for n in range(8) for w in (tmp_path / f"{n}.txt").read_text().split())
-    assert outcomes == {"committed": 20, "already": 60, "conflict": 80}
     assert sorted(store.records()["run"]) == sorted(runs)
-    assert len(store.read("cases")) == 20 * 18
+    return outcomes, store

@@ -1,5 +1,6 @@
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -469,6 +470,92 @@ def test_only_failed_runs_can_be_discarded(store, rows):
     before = {f: f.read_bytes() for f in files(store) if f.name.startswith(RUN)}
     store.discard_failed(other)
     assert {f: f.read_bytes() for f in files(store)} == before
+
+
+class Killed(BaseException):
+    """Stands for the end of a process."""
+
+
+def kill_at(monkeypatch, step):
+    """From the given change to the disk on, every one ends the process; whether it came to that."""
+    calls = []
+
+    def counted(real):
+        def change(*arguments, **options):
+            calls.append(real)
+            if len(calls) > step:
+                raise Killed
+            return real(*arguments, **options)
+
+        return change
+
+    for name in ("replace", "unlink", "fsync"):
+        monkeypatch.setattr(os, name, counted(getattr(os, name)))
+    return lambda: len(calls) > step
+
+
+DISCARD_STEPS = 12
+"""Renaming, five removals, and a flush after each."""
+
+
+@pytest.mark.parametrize("healed_by", ["discard", "commit"])
+@pytest.mark.parametrize("step", range(DISCARD_STEPS + 1))
+def test_a_discard_that_is_killed_at_any_step_is_healed_by_the_next(
+    store, rows, monkeypatch, step, healed_by
+):
+    commit(store, rows.assign(run="mt-other"))
+    others = everything(store)
+    commit(store, rows, state="failed")
+    killed = kill_at(monkeypatch, step)
+    with suppress(Killed):
+        store.discard_failed(RUN)
+    assert killed() == (step < DISCARD_STEPS)
+    monkeypatch.undo()
+    # Whatever has a record is whole, at every moment.
+    assert len(store.read("cases")) == len(rows) * (1 + store.is_done(RUN))
+    assert store.is_done(RUN) == (step == 0)
+    if step == 0 or (healed_by == "discard" and step < DISCARD_STEPS - 1):
+        store.discard_failed(RUN)
+        assert everything(store) == others
+    assert commit(store, rows.assign(tp=7)) == "committed"
+    assert set(everything(store)) == {*others, *FILES}
+    assert set(store.read("cases", [RUN])["tp"]) == {7}
+    assert store.state(RUN) == "finished"
+
+
+def test_a_heal_that_is_killed_at_any_step_is_healed_too(store, rows, monkeypatch):
+    commit(store, rows, state="failed")
+    for step in range(1, 9):
+        with suppress(Killed), monkeypatch.context() as patched:
+            kill_at(patched, step)
+            if store.is_done(RUN):
+                store.discard_failed(RUN)
+            else:
+                commit(store, rows.assign(tp=7))
+        assert not store.is_done(RUN)
+        assert store.read("cases").empty
+    assert commit(store, rows.assign(tp=7)) == "committed"
+    assert set(everything(store)) == set(FILES)
+
+
+def test_a_run_without_a_record_cannot_be_discarded(store, rows):
+    with pytest.raises(UserError, match=f"no finished or failed run {RUN}"):
+        store.discard_failed(RUN)
+    commit(store, rows, state="failed")
+    store.discard_failed(RUN)
+    assert everything(store) == {}
+    with pytest.raises(UserError, match=f"no finished or failed run {RUN}"):
+        store.discard_failed(RUN)
+
+
+def test_a_half_discarded_run_is_swept_away_by_no_one(store, rows, monkeypatch):
+    """What tells rubbish from an attempt that was cut must outlive temporary files."""
+    commit(store, rows, state="failed")
+    with suppress(Killed), monkeypatch.context() as patched:
+        kill_at(patched, 2)
+        store.discard_failed(RUN)
+    store.sweep_temporary(hours=-1)
+    assert commit(store, rows.assign(tp=7)) == "committed"
 
 
 def test_only_old_temporary_files_are_swept(store):

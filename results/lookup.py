@@ -1,4 +1,4 @@
-"""Names become objects, with a suggestion when they are not known."""
+"""Names become objects here and nowhere else."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def find(kind: str, name: str, registry: Mapping[str, T]) -> T:
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a name that is not known.
+    """The error for a name that is not known, with the nearest known one, whatever its case.
 
-    >>> str(unknown("rule", "bset", ["last", "best"]))
-    "unknown rule 'bset'. Did you mean 'best'? Known: last, best"
+    >>> str(unknown("method", "TCSGE", ["tcseg", "mt"]))
+    "unknown method 'TCSGE'. Did you mean 'tcseg'? Known: mt, tcseg"
     """
-    names = list(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{near[0]}'?" if near else ""
+    names = sorted(known)
+    lowered = {text.lower(): text for text in names}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.5)
+    hint = f" Did you mean '{lowered[near[0]]}'?" if near else ""
     return UserError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}")

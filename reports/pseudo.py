@@ -1,0 +1,171 @@
+"""How reliable the pseudo-labels are: the TCSeg paper's Fig. 4 (Sec. 4.6), and its numbers.
+
+Of the voxels of all unlabelled training volumes of a run, with counts summed before dividing:
+
+    PPV = TP / (TP + FP)      NPV = TN / (TN + FN)      recall = TP / (TP + FN)
+
+The paper does not say whether it pools volumes so or averages over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from pathlib import Path
+from typing import Any, Final
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from reports.drawing import GREY, blank, colours, literal, plain, write_figure
+from reports.facts import MAIN, Facts
+from reports.render import Section, Sheet, csv_text, markdown, write_file
+from reports.table import NO_VALUE, number
+
+STEM: Final = "pseudo"
+QUALITIES: Final = {"ppv": ("tp", "fp"), "npv": ("tn", "fn"), "recall": ("tp", "fn")}
+"""Each is the first count over the sum of both."""
+
+BASELINE: Final = "supervised"
+"""The method that arrows start from."""
+
+_COLUMNS: Final = 2
+_LARGEST: Final = 22.0
+"""Diameter of a marker at recall 1, in points; others in proportion."""
+
+
+def write_pseudo(facts: Facts, out: Path) -> list[Path]:
+    """Write `pseudo.md`, `.csv`, `.png` and `.pdf`; return the paths."""
+    values = medians(qualities(facts))
+    return [
+        write_file(out / f"{STEM}.md", markdown(sheet(values))),
+        write_file(out / f"{STEM}.csv", csv_text(values)),
+        *write_figure(draw(values), out, STEM),
+    ]
+
+
+def qualities(facts: Facts) -> pd.DataFrame:
+    """One row per finished run: setting, label, run, and ppv, npv, recall of its pseudo-labels.
+
+    Fractions; NaN where there is nothing to divide by, or no pseudo-label at all.
+    """
+    rows = facts.pseudo[facts.pseudo["predictor"] == MAIN].astype({"run": object})
+    rows = rows[rows["step"] == rows.groupby("run")["step"].transform("max")]
+    counts = rows.groupby("run")[["tp", "fp", "fn", "tn"]].sum()
+    found = facts.finished[["setting", "label", "run"]].join(counts, on="run")
+    ratios = {}
+    for name, (hit, miss) in QUALITIES.items():
+        total = found[hit] + found[miss]
+        ratios[name] = (found[hit] / total.where(total > 0)).astype(float)
+    return found[["setting", "label", "run"]].assign(**ratios)
+
+
+def medians(values: pd.DataFrame) -> pd.DataFrame:
+    """Of `qualities`, per setting and method: `runs`, and the median of each quality by itself.
+
+    NaN where it is undefined for any of the runs.
+    """
+    groups = values.groupby(["setting", "label"], sort=False)
+    found = groups[list(QUALITIES)].median(skipna=False).assign(runs=groups.size())
+    return found.reset_index()[["setting", "label", "runs", *QUALITIES]]
+
+
+def sheet(values: pd.DataFrame) -> Sheet:
+    """`medians` as text, a section per setting."""
+    columns = (("", "method"), ("", "runs"), ("", "PPV ↑"), ("", "NPV ↑"), ("", "recall ↑"))
+    sections = [
+        Section(str(setting), tuple(_row(row) for row in group.to_dict("records")))
+        for setting, group in values.groupby("setting", sort=False)
+    ]
+    notes = [
+        "PPV = TP / (TP + FP), NPV = TN / (TN + FN), recall = TP / (TP + FN), of the voxels of the "
+        f"unlabelled training volumes as predictor {MAIN} labels them at the end of training.",
+        "Pooled: the counts of all volumes of a run are summed before dividing. The TCSeg paper "
+        "(Fig. 4) does not say whether it pools or averages over volumes.",
+        f"Median over finished runs, of each by itself; {NO_VALUE} where it is 0/0 for any run, or "
+        "where there is no unlabelled volume.",
+        "NPV depends on how much background the volumes show: compare it within a setting only.",
+    ]
+    if values.empty:
+        notes.insert(0, "No run has finished yet.")
+    return Sheet("Pseudo-labels", columns, tuple(sections), tuple(notes))
+
+
+def draw(values: pd.DataFrame) -> Figure:
+    """PPV across, NPV up, recall as size: a panel per setting, arrows from the baseline."""
+    if values.empty:
+        return blank("Pseudo-labels: no run has finished yet.")
+    shown = values.dropna(subset=list(QUALITIES))
+    if shown.empty:
+        return blank("Pseudo-labels: PPV, NPV or recall is undefined for every method.")
+    settings = list(dict.fromkeys(shown["setting"]))
+    palette = colours(sorted(set(shown["label"])))
+    columns = min(_COLUMNS, len(settings))
+    rows = ceil(len(settings) / columns)
+    figure = Figure(figsize=(6.4 * columns, 4.6 * rows + 0.9), layout="constrained")
+    for place, setting in enumerate(settings):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        plain(axes)
+        axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
+        axes.set_title(literal(setting, 70), fontsize=10, loc="left")
+        axes.set_xlabel("PPV", fontsize=9)
+        axes.set_ylabel("NPV", fontsize=9)
+        axes.margins(0.18)
+        _draw_setting(axes, shown[shown["setting"] == setting], palette)
+    _explain(figure, palette, undefined=len(values) - len(shown))
+    return figure
+
+
+def _draw_setting(axes: Axes, values: pd.DataFrame, palette: Mapping[str, str]) -> None:
+    start = values[values["label"] == BASELINE]
+    for row in values.sort_values("recall", ascending=False).to_dict("records"):
+        label, at, radius = row["label"], (row["ppv"], row["npv"]), _radius(row["recall"])
+        axes.scatter(*at, s=(2 * radius) ** 2, linewidth=1.6, gid=label, **_look(label, palette))
+        axes.annotate(
+            f"{row['recall']:.2f}", at, xytext=(0, radius + 2), textcoords="offset points",
+            ha="center", va="bottom", fontsize=7.5, color=GREY,
+        )  # fmt: skip
+        if label == BASELINE or start.empty:
+            continue
+        begin = start.iloc[0]
+        axes.annotate(
+            "", xy=at, xytext=(begin["ppv"], begin["npv"]),
+            arrowprops={
+                "arrowstyle": "-|>", "color": palette[label], "linewidth": 1.3,
+                "shrinkA": _radius(begin["recall"]), "shrinkB": radius,
+            },
+        )  # fmt: skip
+
+
+def _radius(recall: float) -> float:
+    return _LARGEST / 2 * recall
+
+
+def _look(label: str, palette: Mapping[str, str]) -> dict[str, Any]:
+    """Colours of a marker: the baseline's is hollow."""
+    colour = palette[label]
+    return {"facecolor": "white" if label == BASELINE else (colour, 0.55), "edgecolor": colour}
+
+
+def _explain(figure: Figure, palette: Mapping[str, str], undefined: int) -> None:
+    handles = [
+        Line2D(
+            [], [], marker="o", linestyle="", markersize=8, label=label,
+            **{f"marker{key}": value for key, value in _look(label, palette).items()},
+        )
+        for label in palette
+    ]  # fmt: skip
+    figure.legend(
+        handles=handles, loc="outside upper left", ncols=min(5, len(handles)), frameon=False,
+        fontsize=9,
+    )  # fmt: skip
+    text = "Medians over runs, of the unlabelled training volumes. Size and number: recall."
+    if undefined:
+        text += f" Not drawn, being undefined: {undefined}."
+    figure.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
+
+
+def _row(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    return (row["label"], str(row["runs"]), *(number(row[name], ".4f") for name in QUALITIES))
