@@ -132,7 +132,7 @@ def run(
     )
     if progress is Display.AUTO:
         progress = Display.BARS if out.is_terminal else Display.LINES
-    commands.prepare_folders(plan, out)
+    commands.prepare_folders(plan, out if out.is_terminal else err)
     if dry_run:
         commands.show_plan(plan, out)
         return

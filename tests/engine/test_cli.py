@@ -188,7 +188,10 @@ def test_the_papers_scale_by_default_says_how_long_it_takes_without_a_gpu(
 def test_a_folder_is_prepared_on_first_use(bench: Bench, tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "spheres", cases=10)
     unprepared = Toy(folder, tmp_path / "data")
-    assert bench(*small(unprepared, tmp_path / "store", "--seeds", "1"))[0] == 0
+    code, out, err = bench(*small(unprepared, tmp_path / "store", "--seeds", "1"))
+    assert code == 0
+    assert all(json.loads(line) for line in out.splitlines())
+    assert "7 train, 1 val, 2 test" in err
     _, out, _ = bench("data", "list", "--data", unprepared.root)
     assert "spheres" in out
     code, out, _ = bench("data", "check", folder, "--data", unprepared.root)
