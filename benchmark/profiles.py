@@ -86,14 +86,14 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             name="demo",
-            purpose="mini cut to 400 steps, for the embedded phantom; half a minute a run",
+            purpose="mini cut to 300 steps, for the embedded phantom; half a minute a run",
             geometry="reduced",
             width=8,
             levels=4,
             dropout=0.5,
-            steps=400,
+            steps=300,
             evaluate_every=25,
-            evaluate_from=200,
+            evaluate_from=150,
             checkpoint_every=50,
         ),
         Profile(
