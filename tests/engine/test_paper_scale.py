@@ -19,6 +19,7 @@ LA = Path(__file__).resolve().parents[3] / "shared" / "data" / "la"
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.skipif(not LA.is_dir(), reason=f"needs LA volumes in {LA}")
 def test_two_steps_and_one_volume_at_the_papers_sizes(tmp_path: Path) -> None:
     source_for("la").prepare(LA, tmp_path, lambda done, total, what: None)

@@ -42,6 +42,7 @@ def forks() -> mp.context.ForkServerContext:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_twenty_kills_at_random_moments_leave_every_table_equal_to_the_last_byte(
     toy: Toy, tmp_path: Path, forks: mp.context.ForkServerContext
 ) -> None:
