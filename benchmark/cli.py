@@ -142,6 +142,10 @@ def run(
 
 @app.command()
 def report(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Which reports; see `bench list reports`. [the standard ones]"),
+    ] = None,
     protocol: Annotated[
         str, typer.Option(help="How one checkpoint a run is chosen: last, best ...")
     ] = "last",
@@ -156,11 +160,27 @@ def report(
         bool,
         typer.Option("--partial", help="Count unfinished runs too, with their evaluations so far."),
     ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of resampling, for intervals.")] = 0,
+    case: Annotated[
+        list[str] | None, typer.Option(help="A case to show; give several times.")
+    ] = None,
 ) -> None:
-    """Derive a protocol from the stored numbers: a table (Markdown, CSV, LaTeX) and figures."""
+    """Derive a protocol from the stored numbers: tables (Markdown, CSV, LaTeX) and figures.
+
+    [bold]bench report --protocol "best(split=val)"[/] makes the standard ones.
+    """
+    from reports.facts import Options
     from reports.report import write_report
 
-    written = write_report(store, protocol, to or store / "reports", empty=empty, partial=partial)
+    written = write_report(
+        store,
+        protocol,
+        to or store / "reports",
+        empty=empty,
+        partial=partial,
+        names=names or [],
+        options=Options(seed, tuple(case or ())),
+    )
     for table in written.tables:
         out.print(table)
     for path in written.paths:
@@ -247,6 +267,17 @@ def list_rules() -> None:
     _print_table(
         ["name", "what it chooses"],
         [[name, (rule.__doc__ or "").strip().splitlines()[0]] for name, rule in RULES.items()],
+    )
+
+
+@list_app.command("reports")
+def list_reports() -> None:
+    """Reports that can be made of a store."""
+    from reports import REPORTS
+
+    _print_table(
+        ["name", "what it shows", ""],
+        [[n, r.meaning, "standard" if r.standard else ""] for n, r in REPORTS.items()],
     )
 
 

@@ -1,22 +1,37 @@
-"""Tables and figures of a store. `REPORTS` is all there is."""
+"""Tables, figures and pages of a store. `REPORTS` is all there is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Final
 
+from reports import costs, table
+from reports.base import Report
 from reports.best_vs_last import write_best_vs_last
-from reports.costs import write_costs
 from reports.curves import write_curves
-from reports.facts import Facts
 from reports.pseudo import write_pseudo
-from reports.table import write_table
 
-REPORTS: Final[dict[str, Callable[[Facts, Path], list[Path]]]] = {
-    "table": write_table,
-    "best-vs-last": write_best_vs_last,
-    "curves": write_curves,
-    "pseudo": write_pseudo,
-    "costs": write_costs,
+REPORTS: Final[dict[str, Report]] = {
+    "table": Report(
+        "every method under the protocol: median, maximum, mean ± std",
+        table.write_table,
+        lambda facts: [table.sheet(facts)],
+        standard=True,
+    ),
+    "best-vs-last": Report(
+        "best and last checkpoint of every run, and how both spread (Fig. 5)",
+        write_best_vs_last,
+        standard=True,
+    ),
+    "curves": Report("DSC at every evaluation of every run", write_curves, standard=True),
+    "pseudo": Report(
+        "pseudo-labels of the unlabelled volumes against the truth (Fig. 4)",
+        write_pseudo,
+        standard=True,
+    ),
+    "costs": Report(
+        "parameters, time and memory (Table 4)",
+        costs.write_costs,
+        lambda facts: [costs.sheet(costs.costs(facts))],
+        standard=True,
+    ),
 }

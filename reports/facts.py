@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pandas as pd
 
-from protocols.policies import POLICIES
+from protocols.policies import POLICIES, score
 from protocols.rules import Rule, parse_rule
 from protocols.table import outcomes, planned_runs, summarise, with_identity
 from protocols.trajectory import KEYS, trajectory
@@ -25,10 +25,27 @@ _SCORED: Final = (*KEYS, "case", "status", "dsc", "asd", "hd95", "diagonal")
 
 
 @dataclass(frozen=True)
+class Options:
+    """What a user asks of single reports, beyond the protocol; each takes what concerns it.
+
+    seed:  of resampling: the same seed gives the same intervals.
+    cases: names of cases to show; none lets the report choose.
+    """
+
+    seed: int = 0
+    cases: tuple[str, ...] = ()
+
+
+DEFAULTS: Final = Options()
+
+
+@dataclass(frozen=True)
 class Facts:
     """The content of a store, ready for tables and figures.
 
+    store:      where they are from.
     runs:       the `runs` table, with runs that have no record yet as `unfinished`.
+    cases:      rows of the `cases` table that count, as stored: statuses are no numbers yet.
     trajectory: as `protocols.trajectory` gives it, under `policy`.
     pseudo:     the `pseudo` table of runs that have a record.
     sidecars:   of the same runs, by run id.
@@ -36,13 +53,21 @@ class Facts:
     partial:    whether unfinished runs count, with the evaluations that they have.
     """
 
+    store: Store
     runs: pd.DataFrame
+    cases: pd.DataFrame
     trajectory: pd.DataFrame
     pseudo: pd.DataFrame
     sidecars: Mapping[str, Mapping[str, Any]]
     rule: Rule
     policy: str
     partial: bool
+    options: Options
+
+    @cached_property
+    def scored(self) -> pd.DataFrame:
+        """`cases` with numbers for every status, under `policy`."""
+        return score(self.cases, POLICIES[self.policy])
 
     @cached_property
     def summary(self) -> pd.DataFrame:
@@ -68,6 +93,7 @@ def load_facts(
     *,
     partial: bool = False,
     runs: Collection[str] | None = None,
+    options: Options = DEFAULTS,
 ) -> Facts:
     """Read a store.
 
@@ -77,6 +103,7 @@ def load_facts(
         policy: name of an empty-mask policy.
         partial: whether unfinished runs count, with the evaluations that they have.
         runs: run ids to consider; None for all.
+        options: what concerns single reports.
 
     Raises:
         UserError: an unknown name, a store without any run, or one that cannot be read.
@@ -99,13 +126,16 @@ def load_facts(
         rows = store.read_partial("cases")
         cases = _joined(cases, rows[rows["run"].isin(begun)][list(_SCORED)])
     return Facts(
+        store=store,
         runs=records,
+        cases=cases,
         trajectory=trajectory(cases, chosen),
         pseudo=store.read("pseudo", done),
         sidecars={run: store.sidecar(run) for run in done},
         rule=rule,
         policy=policy,
         partial=partial,
+        options=options,
     )
 
 

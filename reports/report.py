@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import RenderableType
 
 from reports import REPORTS
-from reports.facts import load_facts
+from reports.facts import DEFAULTS, Options, load_facts
 from reports.render import console
 from reports.table import sheet
 from results.lookup import find
@@ -18,7 +18,7 @@ from results.store import Store
 
 
 @dataclass(frozen=True)
-class Report:
+class Written:
     """What was made.
 
     tables:  for a terminal.
@@ -38,8 +38,9 @@ def write_report(
     *,
     empty: str = "tcseg",
     partial: bool = False,
-    names: Collection[str] = tuple(REPORTS),
-) -> Report:
+    names: Collection[str] = (),
+    options: Options = DEFAULTS,
+) -> Written:
     """Make reports of a store under one protocol.
 
     Args:
@@ -48,17 +49,21 @@ def write_report(
         out: folder for the files; it is made.
         empty: name of the policy for empty masks.
         partial: whether unfinished runs count, with the evaluations that they have.
-        names: which reports.
+        names: which reports; none for the standard ones, of which only the table is shown.
+        options: what concerns single reports.
 
     Raises:
         UserError: an unknown name, no store or an empty one, a rule that needs a split which the
             runs lack, or a folder that cannot be written.
     """
-    writers = [find("report", name, REPORTS) for name in names]
-    facts = load_facts(Store.open(store), protocol, empty, partial=partial)
-    shown = console(sheet(facts))
-    paths = [path for write in writers for path in write(facts, out)]
-    return Report((shown,), facts.summary, tuple(paths))
+    chosen = [find("report", name, REPORTS) for name in names]
+    facts = load_facts(Store.open(store), protocol, empty, partial=partial, options=options)
+    shown = [s for report in chosen if report.show for s in report.show(facts)]
+    if not chosen:
+        chosen = [report for report in REPORTS.values() if report.standard]
+        shown = [sheet(facts)]
+    paths = [path for report in chosen for path in report.write(facts, out)]
+    return Written(tuple(map(console, shown)), facts.summary, tuple(paths))
 
 
 def tables(

@@ -437,8 +437,8 @@ def test_a_run_that_ends_while_it_is_being_read_counts_once(store, monkeypatch):
 
 def test_reports_are_registered_by_what_they_write(store, tmp_path):
     facts = load_facts(store, "last", "tcseg")
-    for name, write in REPORTS.items():
-        assert all(path.name.startswith(name) for path in write(facts, tmp_path))
+    for name, report in REPORTS.items():
+        assert all(path.name.startswith(name) for path in report.write(facts, tmp_path))
 
 
 def test_reports_do_not_import_torch():
