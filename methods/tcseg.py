@@ -81,6 +81,8 @@ Pair = Sequence[Tensor]
 """The same quantity of decoder 1 and decoder 2."""
 
 EPSILON = 1e-6
+SHORTEST = 0.1
+"""Length below which a vector counts as this long; embeddings and prototypes are about 4 long."""
 ELEMENT = 7
 """Width of the largest dilation element in voxels."""
 MINIMUM = 100
@@ -130,7 +132,8 @@ def prototypes(features: Tensor, probability: Tensor, confident: Tensor) -> Tens
 def similarity(features: Tensor, prototype: Tensor) -> Tensor:
     """Cosine q (B, 2, X, Y, Z) of embeddings (B, F, X, Y, Z) and prototypes (B, 2, F), eq. 9.
 
-    Zero where either vector is zero.
+    Vectors shorter than `SHORTEST` are divided by `SHORTEST`: they have little direction, and the
+    gradient of a cosine grows with 1 / length, a prototype's with that of a whole volume.
     """
     z = features.flatten(2)
     cosine = (prototype / _length(prototype, 2)) @ z / _length(z, 1)
@@ -138,9 +141,8 @@ def similarity(features: Tensor, prototype: Tensor) -> Tensor:
 
 
 def _length(vectors: Tensor, dim: int) -> Tensor:
-    """Norms to divide by; 1 for zero vectors, which keeps their gradient finite."""
-    square = vectors.square().sum(dim, keepdim=True)
-    return torch.where(square > EPSILON**2, square, 1.0).sqrt()
+    """Norms to divide by, at least `SHORTEST`."""
+    return vectors.square().sum(dim, keepdim=True).clamp_min(SHORTEST**2).sqrt()
 
 
 def reliable(disagreements: Sequence[Tensor], tolerance: float) -> Tensor:
@@ -317,6 +319,9 @@ class TCSeg(Method):
         "confident background.",
         "Eq. 10 filters by C >= tau, which is always true at tau = 0.05; the bounds of (12) and "
         "(13) are used.",
+        "Eq. 9 divides by lengths however small; here by at least 0.1. Where dropout leaves a volume "
+        "only channels that its foreground does not use, its prototype can be 1e-5 long (usual: 4): "
+        "the gradient was then a thousand times the usual one and the run collapsed to empty masks.",
         "The teacher does not see labelled volumes; there C averages the student's views.",
         "Eq. 23 has no ramp-up; `pseudo` and `calibration` are ramped to its unit weights as in "
         "the released code, continuously instead of every 150 steps.",
@@ -324,6 +329,7 @@ class TCSeg(Method):
         "(released: Y and Z limits on X and Y), and closing does not erode at the volume's border.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    version: ClassVar[int] = 2
 
     variant: Variant = "paper"
     tau: float = 0.05

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from benchmark.seeding import seeded_torch
 from methods.base import Batch, NetOutput, Step
 from methods.tcseg import (
+    SHORTEST,
     TCSeg,
     Variant,
     band,
@@ -184,7 +185,31 @@ def test_similarity_is_the_cosine_of_eq_9() -> None:
 
 def test_similarity_does_not_depend_on_the_length_of_embeddings_or_prototypes() -> None:
     z, mu = normal(2, 3, 2, 2, 2), normal(2, 2, 3, seed=1)
-    torch.testing.assert_close(similarity(5 * z, 0.1 * mu), similarity(z, mu))
+    torch.testing.assert_close(similarity(50 * z, 30 * mu), similarity(10 * z, 10 * mu))
+
+
+def test_similarity_fades_with_vectors_too_short_to_have_a_direction() -> None:
+    z, mu = torch.zeros(1, 3, 1, 1, 1), torch.zeros(1, 2, 3)
+    z[0, 0], mu[0, 0, 0], mu[0, 1, 0] = 2.0, SHORTEST / 4, 4.0
+    torch.testing.assert_close(similarity(z, mu).flatten(), torch.tensor([0.25, 1.0]))
+
+
+def test_a_prototype_of_almost_nothing_does_not_blow_up_the_gradient() -> None:
+    """As met in training: the channels that dropout kept are silent in the foreground."""
+
+    def gradient(length: float) -> float:
+        z = normal(1, 8, 6, 6, 6).abs()
+        z[:, :, :3] = 0
+        z[:, 0, 0, 0, 0] = length
+        z.requires_grad_()
+        p = torch.zeros(1, 2, 6, 6, 6)
+        p[:, 1, :3], p[:, 0, 3:] = 1, 1
+        q = similarity(z, prototypes(z, p, torch.ones(1, 6, 6, 6, dtype=torch.bool)))
+        calibration_loss((p, p), (q, q)).backward()
+        assert z.grad is not None
+        return float(z.grad.norm())
+
+    assert max(gradient(1e-2), gradient(1e-4)) < 2 * gradient(4.0)
 
 
 def test_similarity_of_a_zero_embedding_is_zero_with_a_finite_gradient() -> None:
