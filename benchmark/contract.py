@@ -259,6 +259,8 @@ def check_players(method: Method) -> None:
     """The optimisers' parameters are those with requires_grad, each once."""
     nets = small_learner(method).nets
     names = {id(p): name for name, p in nets.named_parameters()}
+    unknown = set(method.adam) - set(method.players(nets))
+    demand(not unknown, f"`adam` names players that do not exist: {', '.join(sorted(unknown))}")
     seen: set[int] = set()
     for player, parameters in method.players(nets).items():
         for p in parameters:

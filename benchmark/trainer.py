@@ -38,7 +38,7 @@ class Learner:
 
     method: Method
     nets: nn.ModuleDict
-    optimisers: dict[str, torch.optim.SGD]
+    optimisers: dict[str, torch.optim.Optimizer]
     recipe: Recipe
     seed: int
     total: int
@@ -70,16 +70,19 @@ class Row:
 def make_learner(
     method: Method, nets: nn.ModuleDict, recipe: Recipe, seed: int, total: int
 ) -> Learner:
-    """A learner at step 0: one SGD per player."""
-    optimisers = {
-        player: torch.optim.SGD(
-            parameters,
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-        )
-        for player, parameters in method.players(nets).items()
-    }
+    """A learner at step 0: per player the recipe's SGD, or the Adam that the method names."""
+    optimisers: dict[str, torch.optim.Optimizer] = {}
+    for player, parameters in method.players(nets).items():
+        if player in method.adam:
+            own = method.adam[player]
+            optimisers[player] = torch.optim.Adam(parameters, own.learning_rate, own.betas)
+        else:
+            optimisers[player] = torch.optim.SGD(
+                parameters,
+                lr=recipe.learning_rate,
+                momentum=recipe.momentum,
+                weight_decay=recipe.weight_decay,
+            )
     return Learner(method, nets, optimisers, recipe, seed, total)
 
 
@@ -130,9 +133,10 @@ def train_step(learner: Learner, batch: Batch, step: Step) -> dict[str, Term]:
     terms = method.losses(nets, batch, step, rng)
     _backward(method, nets, terms)
     rate = learner.recipe.learning_rate_at(step)
-    for optimiser in learner.optimisers.values():
-        for group in optimiser.param_groups:
-            group["lr"] = rate
+    for player, optimiser in learner.optimisers.items():
+        if player not in method.adam:
+            for group in optimiser.param_groups:
+                group["lr"] = rate
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
     method.after_step(nets, step)

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -140,13 +141,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class Adam:
+    """Optimiser of a player that does not learn by the recipe's SGD; constant rate, no decay."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
 class Method(ABC):
     """A semi-supervised method; its dataclass fields are its hyperparameters.
 
     Class variables describe it: `name` (what users type), `title`, `paper` (DOI or arXiv id),
     `bibtex`, `version` (bump when its numbers change; part of every run's identity), `fidelity`
     with `deviations` (each a sentence), `inputs` (what a batch must carry: "image", "label",
-    "unlabelled", or an extra such as "sdf") and `authors` (their own recipe, where it is known).
+    "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known) and
+    `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule).
     """
 
     name: ClassVar[str]
@@ -158,6 +168,7 @@ class Method(ABC):
     deviations: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[tuple[str, ...]]
     authors: ClassVar[Recipe | None] = None
+    adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({})
 
     @abstractmethod
     def init(self, build: NetworkFactory) -> nn.ModuleDict:

@@ -319,9 +319,9 @@ class TCSeg(Method):
         "confident background.",
         "Eq. 10 filters by C >= tau, which is always true at tau = 0.05; the bounds of (12) and "
         "(13) are used.",
-        "Eq. 9 divides by lengths however small; here by at least 0.1. Where dropout leaves a volume "
-        "only channels that its foreground does not use, its prototype can be 1e-5 long (usual: 4): "
-        "the gradient was then a thousand times the usual one and the run collapsed to empty masks.",
+        "Eq. 9 divides by lengths however small; here by at least 0.1. Where dropout leaves a "
+        "volume only channels that its foreground does not use, its prototype can be 1e-5 long "
+        "(usual: 4): the gradient was then a thousand times the usual one, and the run collapsed.",
         "The teacher does not see labelled volumes; there C averages the student's views.",
         "Eq. 23 has no ramp-up; `pseudo` and `calibration` are ramped to its unit weights as in "
         "the released code, continuously instead of every 150 steps.",

@@ -19,7 +19,7 @@ from torch import nn
 from benchmark import contract
 from benchmark.contract import CHECKS
 from methods import METHODS
-from methods.base import Fidelity, Method, Term
+from methods.base import Adam, Fidelity, Method, Term
 from methods.common import check_range, ema_, frozen, noisy, predictor, supervised_loss
 
 
@@ -290,6 +290,11 @@ def test_init_must_return_a_module_dict():
             return {"student": build()}
 
     caught(contract.check_players, Broken(), "returns a dict; return an nn.ModuleDict")
+
+
+def test_an_optimiser_for_nobody_is_caught():
+    broken = type("Broken", (Sound,), {"adam": {"critic": Adam(1e-4)}})()
+    caught(contract.check_players, broken, "`adam` names players that do not exist: critic")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from benchmark.runner import build_learner, chosen_predictors, load_world
 from benchmark.trainer import make_learner, train, train_step
 from benchmark.worker import DONE, work
 from methods.base import (
+    Adam,
     Batch,
     Fidelity,
     Method,
@@ -89,6 +90,19 @@ def test_the_recipes_learning_rate_reaches_every_optimiser() -> None:
         train_step(learner, empty_batch(index), Step(index, 4))
         rates.append([o.param_groups[0]["lr"] for o in learner.optimisers.values()])
     assert rates == [pytest.approx([r, r]) for r in (0.01, 0.01, 0.001, 0.001)]
+
+
+def test_a_player_with_adam_learns_by_it_at_its_own_rate_whatever_the_recipe() -> None:
+    class Uneven(Duel):
+        adam: ClassVar = {"v": Adam(0.25)}
+
+    recipe = Recipe(learning_rate=0.1, momentum=0.0, weight_decay=0.0)
+    nets = initialise(Uneven(), 0, channels=1, width=1, levels=2, dropout=0.0)
+    learner = make_learner(Uneven(), nets, recipe, seed=0, total=2)
+    train_step(learner, empty_batch(0), Step(0, 2))
+    assert nets["w"].weight.item() == pytest.approx(2.0 + 0.1 * 0.5 * 3.0)
+    # Adam's first step is the rate times the sign of the gradient.
+    assert nets["v"].weight.item() == pytest.approx(3.0 - 0.25)
 
 
 def test_a_long_run_keeps_about_a_thousand_steps_of_history_and_always_the_last() -> None:
