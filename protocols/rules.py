@@ -1,78 +1,46 @@
 """Checkpoint rules: which evaluations of a run are reported. A rule sees only what it declares.
 
 A new rule is a frozen dataclass below, listed in `RULES`; its fields are its parameters, which
-users write as `best(split=val)`.
+users write as `best(split=val)`. `protocols.selection.select` applies a rule to every run.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final, NamedTuple, cast, final
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
+from protocols.base import ALL, EACH, REPORTED, Choice, Offer, Rule, parameters, said
+from protocols.correction import LEAST_DRAWS, METHODS, best_of, corrected
 from protocols.metrics import METRICS
 from results.errors import UserError
 from results.lookup import find, unknown
 
-REPORTED: Final = "test"
-"""The split whose numbers are reported, whatever they are selected on."""
+__all__ = [
+    "REPORTED",
+    "RULES",
+    "Best",
+    "Corrected",
+    "Last",
+    "LastK",
+    "Rule",
+    "Selection",
+    "Val",
+    "parse_rule",
+    "signature",
+]
 
 SPLITS: Final = ("train", "val", "test")
 
-
-class Choice(NamedTuple):
-    """What a rule chose: the mean over `steps` is reported, picked out of `evaluations`."""
-
-    steps: tuple[int, ...]
-    evaluations: int
-
-
-@dataclass(frozen=True)
-class Rule(ABC):
-    """Chooses evaluations of one run and predictor."""
-
-    name: ClassVar[str]
-
-    @property
-    @abstractmethod
-    def sees(self) -> tuple[str, ...]:
-        """Splits whose scores the rule may use; all others are removed before it runs."""
-
-    @property
-    @abstractmethod
-    def meaning(self) -> str:
-        """A sentence for the foot of a table."""
-
-    @abstractmethod
-    def choose(self, steps: NDArray[np.int64], seen: pd.DataFrame) -> Choice:
-        """Choose among the evaluations of one run and predictor.
-
-        Args:
-            steps: all steps at which it was evaluated, ascending.
-            seen: trajectory rows (split, step, cases, empty, beyond, dsc, asd, hd95) of the
-                declared splits, by split and step.
-        """
-
-    @property
-    def expression(self) -> str:
-        """What a user writes to get this rule."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        given = [f"{f.name}={values[f.name]}" for f in fields(self) if values[f.name] != f.default]
-        return f"{self.name}({','.join(given)})" if given else self.name
-
-    @property
-    def selected_on(self) -> str:
-        """The splits it selects on, in words."""
-        return " and ".join(self.sees) or "nothing"
+TIES: Final = ("later", "earlier")
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Last(Rule):
     """The last evaluation of the run."""
 
@@ -86,31 +54,121 @@ class Last(Rule):
     @property
     def meaning(self) -> str:
         """For the foot of a table."""
-        return "the last checkpoint of each run; nothing is selected"
+        return f"the last checkpoint of each run{self._offered}; nothing is selected"
 
-    def choose(self, steps: NDArray[np.int64], seen: pd.DataFrame) -> Choice:
+    def choose(self, offer: Offer) -> Choice:
         """The last step, which is not picked out of any."""
-        return Choice((int(steps[-1]),), 1)
+        return Choice((len(offer.steps) - 1,), 1)
 
 
 @final
 @dataclass(frozen=True)
-class Best(Rule):
-    """The evaluation with the best mean over cases; of equal ones the later, as TCSeg's `>=`.
+class LastK(Rule):
+    """The mean over the last k evaluations of the run.
 
-    split:  which cases decide. On `test` this is an oracle.
-    metric: which metric decides.
+    k: how many; a run with fewer is an error.
+    """
+
+    name: ClassVar[str] = "last-k"
+    k: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least("k", 1)
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """No score of any split."""
+        return ()
+
+    @property
+    def meaning(self) -> str:
+        """For the foot of a table."""
+        return (
+            f"the mean over the last {self.k} evaluated checkpoints of each run{self._offered}; "
+            "nothing is selected"
+        )
+
+    def choose(self, offer: Offer) -> Choice:
+        """The last k evaluations, which are not picked out of any."""
+        count = len(offer.steps)
+        if count < self.k:
+            raise UserError(
+                f"rule {self.expression} averages {self.k} evaluations, but run {offer.run} has "
+                f"only {count}{self._offered}, at {said(offer.steps)}; choose a smaller k"
+            )
+        return Choice(tuple(range(count - self.k, count)), 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection(Rule):
+    """Chooses the evaluation with the best mean over the cases of one split.
+
+    metric:     which metric decides.
+    tie:        which of equally good evaluations: the later, as TCSeg's `>=`, or the earlier.
+    predictors: each by itself; or the choice is also made among all, or among those named.
+    """
+
+    metric: str = "dsc"
+    tie: str = "later"
+    predictors: str = EACH
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("metric", self.metric, METRICS)
+        _one_of("tie", self.tie, TIES)
+        names = self.predictors.split("+")
+        if not all(names) or len(set(names)) < len(names):
+            raise UserError(
+                f"rule {self.name}: predictors is '{self.predictors}'; expected {EACH}, {ALL}, or "
+                "names joined by +, each once, as main+teacher"
+            )
+
+    @property
+    def among(self) -> str:
+        """As the parameter says."""
+        return self.predictors
+
+    def choose(self, offer: Offer) -> Choice:
+        """The best evaluation; NaN (no case counts there) is never the best."""
+        (split,) = self.sees
+        seen = offer.seen[split]
+        evaluated = np.flatnonzero(seen.evaluated)
+        place = best_of(seen.means[self.metric][None, evaluated], *self._order)[0]
+        return Choice((int(evaluated[place]),), len(evaluated))
+
+    @property
+    def _order(self) -> tuple[bool, bool]:
+        """Whether higher is better, and whether the later of equal ones."""
+        return METRICS[self.metric].higher_is_better, self.tie == "later"
+
+    @property
+    def _chosen(self) -> str:
+        """What it chooses, in words."""
+        among = ""
+        if self.predictors != EACH:
+            among = f" and predictor (of {self.predictors.replace('+', ' and ')})"
+        return (
+            f"the checkpoint{among} of each run{self._offered} with the best mean "
+            f"{METRICS[self.metric].label} over the {self.selected_on} cases (of equal ones the "
+            f"{self.tie})"
+        )
+
+
+@final
+@dataclass(frozen=True)
+class Best(Selection):
+    """The evaluation with the best mean over cases; on test, an oracle.
+
+    split: which cases decide.
     """
 
     name: ClassVar[str] = "best"
     split: str = "test"
-    metric: str = "dsc"
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise unknown("split", self.split, SPLITS)
-        if self.metric not in METRICS:
-            raise unknown("metric", self.metric, METRICS)
+        super().__post_init__()
+        _one_of("split", self.split, SPLITS)
 
     @property
     def sees(self) -> tuple[str, ...]:
@@ -118,39 +176,123 @@ class Best(Rule):
         return (self.split,)
 
     @property
+    def optimistic(self) -> bool:
+        """When it chooses on the test cases."""
+        return self.split == REPORTED
+
+    @property
     def meaning(self) -> str:
         """For the foot of a table; says so when it is an oracle."""
-        label = METRICS[self.metric].label
-        text = (
-            f"the checkpoint of each run with the best mean {label} over the {self.split} cases "
-            "(of equal ones the later)"
+        if not self.optimistic:
+            return self._chosen
+        return (
+            f"{self._chosen}; it is chosen on the very test set that it is reported on, so it is "
+            "an upper bound and not what anybody would get in use"
         )
-        if self.split == REPORTED:
-            text += (
-                "; it is chosen on the very test set that it is reported on, so it is an upper "
-                "bound and not what anybody would get in use"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Val(Selection):
+    """The evaluation with the best mean over the validation cases."""
+
+    name: ClassVar[str] = "val"
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """The validation cases."""
+        return ("val",)
+
+    @property
+    def meaning(self) -> str:
+        """For the foot of a table."""
+        return f"{self._chosen}; it is reported on the {REPORTED} cases, which choose nothing"
+
+
+@final
+@dataclass(frozen=True)
+class Corrected(Selection):
+    """What best on test would reach on cases that it was not chosen on, by resampling the cases.
+
+    method: bootstrap: choose on cases drawn with replacement, score on those left out; split:
+            choose on a random half, score on the other, and the other way round.
+    draws:  how often.
+    seed:   of the draws; each run has its own, whatever other runs there are.
+
+    References:
+        Tsamardinos et al., Bootstrapping the out-of-sample predictions, Machine Learning 2018.
+        Efron & Tibshirani, Improvements on cross-validation, JASA 1997, for the mean over cases.
+    """
+
+    name: ClassVar[str] = "corrected"
+    by_case: ClassVar[bool] = True
+    method: str = "bootstrap"
+    draws: int = 200
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _one_of("method", self.method, METHODS)
+        self._at_least("draws", LEAST_DRAWS)
+        self._at_least("seed", 0)
+
+    @property
+    def sees(self) -> tuple[str, ...]:
+        """The test cases."""
+        return (REPORTED,)
+
+    @property
+    def meaning(self) -> str:
+        """For the foot of a table; says that it is an estimate, and how it is made."""
+        return (
+            f"{self._chosen}, corrected for that choice: an estimate of what it reaches on cases "
+            f"that it was not chosen on. {METHODS[self.method].meaning(self.draws)}, seed "
+            f"{self.seed}; each case counts with the mean of its scores when left out. Choosing "
+            "on fewer cases than there are makes it slightly too low as a rule: read it as a "
+            "lower bound where best is an upper one"
+        )
+
+    def choose(self, offer: Offer) -> Choice:
+        """The evaluation that best reports, with the corrected value of every metric."""
+        best = super().choose(offer)
+        seen = offer.seen[REPORTED]
+        cases = {m: scores[:, seen.evaluated] for m, scores in seen.cases.items()}
+        count = len(cases[self.metric])
+        if count < 2:
+            raise UserError(
+                f"rule {self.expression} leaves cases out, but run {offer.run} has only {count} "
+                f"{REPORTED} case; choose another rule"
             )
-        return text
-
-    def choose(self, steps: NDArray[np.int64], seen: pd.DataFrame) -> Choice:
-        """The step of the best mean; NaN (no case counts there) is never the best."""
-        means = seen[self.metric].to_numpy()
-        if np.isnan(means).all():
-            # Every case is left out at every step: the value is NaN whichever is taken.
-            return Choice((int(steps[-1]),), len(means))
-        best = np.nanmax(means) if METRICS[self.metric].higher_is_better else np.nanmin(means)
-        place = np.flatnonzero(means == best)[-1]
-        return Choice((int(seen["step"].to_numpy()[place]),), len(means))
+        digest = hashlib.sha256(offer.run.encode()).digest()
+        rng = np.random.default_rng([self.seed, int.from_bytes(digest[:8], "big")])
+        weights = METHODS[self.method].draw(rng, self.draws, count)
+        values = corrected(cases, self.metric, weights, *self._order)
+        return best._replace(values=values)
 
 
-RULES: Final[dict[str, type[Rule]]] = {"last": Last, "best": Best}
+RULES: Final[dict[str, type[Rule]]] = {
+    "last": Last,
+    "last-k": LastK,
+    "best": Best,
+    "val": Val,
+    "corrected": Corrected,
+}
+
+
+def signature(rule: type[Rule]) -> str:
+    """A rule's parameters with their defaults.
+
+    >>> signature(Last)
+    'every=1, from=0'
+    """
+    return ", ".join(f"{key}={f.default}" for key, f in parameters(rule).items())
 
 
 def parse_rule(text: str) -> Rule:
     """The rule that an expression names.
 
-    >>> parse_rule("best(split=val)")
-    Best(split='val', metric='dsc')
+    >>> parse_rule("best(split=val,from=800)").expression
+    'best(split=val,from=800)'
 
     Raises:
         UserError: not `name` or `name(key=value,...)`, an unknown name, or a bad value.
@@ -159,21 +301,21 @@ def parse_rule(text: str) -> Rule:
     if match is None:
         raise UserError(f"rule '{text}': expected name or name(key=value,...), as best(split=val)")
     rule = find("rule", match.group(1), RULES)
-    defaults: dict[str, Any] = {f.name: f.default for f in fields(rule)}
-    values: dict[str, object] = {}
+    known = parameters(rule)
+    values: dict[str, Any] = {}
     for part in (match.group(2) or "").split(","):
         if not part.strip():
             continue
         key, equals, value = (p.strip() for p in part.partition("="))
         if not equals or not value:
             raise UserError(f"rule '{text}': expected key=value, not '{part.strip()}'")
-        if key not in defaults:
-            raise unknown(f"parameter of rule {rule.name}", key, defaults)
-        if key in values:
+        if key not in known:
+            raise unknown(f"parameter of rule {rule.name}", key, known)
+        if known[key].name in values:
             raise UserError(f"rule '{text}': {key} is given twice; keep one")
-        kind = type(defaults[key])
+        kind: type[Any] = type(known[key].default)
         try:
-            values[key] = kind(value)
+            values[known[key].name] = kind(value)
         except ValueError:
             raise UserError(
                 f"rule '{text}': {key} takes a value of type {kind.__name__}, not '{value}'"
@@ -181,62 +323,6 @@ def parse_rule(text: str) -> Rule:
     return rule(**values)
 
 
-def select(trajectory: pd.DataFrame, rule: Rule) -> pd.DataFrame:
-    """Apply a rule to every run and predictor, and report the test split at what it chose.
-
-    Args:
-        trajectory: as `protocols.trajectory.trajectory` gives it.
-        rule: gets the rows of the splits it declares, and no others.
-
-    Returns:
-        One row per run and predictor: `averaged` steps were chosen out of `evaluations`, the
-        last of them is `step`, with so many cases, empty masks and cases `beyond` these; dsc,
-        asd and hd95 are means over the chosen steps on the test split.
-
-    Raises:
-        UserError: a run without the splits that the rule needs, or without a test evaluation.
-    """
-    splits = trajectory["split"].to_numpy(dtype=object)
-    steps = trajectory["step"].to_numpy()
-    scores = pd.DataFrame(trajectory[["split", "step", "cases", "empty", "beyond", *METRICS]])
-    nothing = scores.iloc[:0]
-    owners = trajectory.groupby(["run", "predictor"], observed=True, sort=True).indices
-    groups: list[tuple[str, str]] = []
-    choices: list[Choice] = []
-    reported: list[NDArray[np.int64]] = []
-    for key, places in owners.items():
-        run, predictor = cast("tuple[str, str]", key)
-        own = splits[places]
-        _require({*rule.sees, REPORTED}, set(own), rule, run)
-        seen = nothing
-        if rule.sees:
-            seen = scores.take(np.asarray(places)[np.isin(own, rule.sees)])
-        choice = rule.choose(np.unique(steps[places]), seen)
-        rows = places[(own == REPORTED) & np.isin(steps[places], choice.steps)]
-        if len(rows) != len(choice.steps):
-            raise UserError(
-                f"rule {rule.expression} chose step {max(choice.steps)} of run {run}, where the "
-                f"{REPORTED} cases were not evaluated; choose another rule"
-            )
-        groups.append((run, predictor))
-        choices.append(choice)
-        reported.append(rows)
-    selected = pd.DataFrame(groups, columns=["run", "predictor"])
-    selected["averaged"] = [len(c.steps) for c in choices]
-    selected["evaluations"] = [c.evaluations for c in choices]
-    last = scores.iloc[[rows[-1] for rows in reported]]
-    for name in ("step", "cases", "empty", "beyond"):
-        selected[name] = last[name].to_numpy()
-    for metric in METRICS:
-        values = trajectory[metric].to_numpy()
-        selected[metric] = np.array([values[rows].mean() for rows in reported], dtype=np.float64)
-    return selected
-
-
-def _require(needed: set[str], present: set[str], rule: Rule, run: str) -> None:
-    missing = ", ".join(sorted(needed - present))
-    if missing:
-        raise UserError(
-            f"rule {rule.expression} needs evaluations of split {missing}, but run {run} has only "
-            f"{', '.join(sorted(present))}; choose another rule, or another store"
-        )
+def _one_of(kind: str, value: str, known: Collection[str]) -> None:
+    if value not in known:
+        raise unknown(kind, value, known)

@@ -5,13 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
+from protocols.intervals import median_rank
 from protocols.metrics import METRICS
-from protocols.rules import REPORTED, Last, Rule, select
-from protocols.statistics import STATISTICS
+from protocols.rules import Last, Rule
+from protocols.selection import select
+from protocols.statistics import (
+    STATISTICS,
+    Floats,
+    best_place,
+    median,
+    median_place,
+    with_failed,
+)
 from results.errors import UserError
 from results.parquet import check
 from results.schema import RUNS
@@ -26,6 +37,18 @@ METHOD: Final = ("method", "version", "hyperparameters", "changed", "recipe", "f
 
 UNFINISHED: Final = "unfinished"
 """`state` of a run that has no record yet."""
+
+_COUNTS: Final = {
+    "finished": "sum",
+    "unfinished": "sum",
+    "resumed_elsewhere": "sum",
+    "evaluations": "max",
+    "fewest_evaluations": "min",
+    "cases": "max",
+    "empty": "sum",
+    "beyond": "sum",
+}
+"""How the counts of a summary come about from those of its runs."""
 
 _NOT_YET: Final = {
     "state": UNFINISHED,
@@ -75,19 +98,19 @@ def with_identity(runs: pd.DataFrame) -> pd.DataFrame:
         `identity`, of everything but the seed: equal for the runs of one row of a table.
         `section`, without method, recipe and predictors too: equal for what compares.
     """
-    identities, sections = [], []
-    for run, spec in zip(runs["run"], runs["spec"], strict=True):
-        content = _readable(run, spec)
-        identities.append(_digest({k: v for k, v in content.items() if k != "seed"}))
-        sections.append(_digest(_world(content)))
+    pairs = [_readable(run, spec) for run, spec in zip(runs["run"], runs["spec"], strict=True)]
     return runs.assign(
-        identity=pd.Series(identities, index=runs.index, dtype=object),
-        section=pd.Series(sections, index=runs.index, dtype=object),
+        identity=pd.Series([p[0] for p in pairs], index=runs.index, dtype=object),
+        section=pd.Series([p[1] for p in pairs], index=runs.index, dtype=object),
     )
 
 
 def outcomes(
-    runs: pd.DataFrame, trajectory: pd.DataFrame, rule: Rule, partial: bool = False
+    runs: pd.DataFrame,
+    trajectory: pd.DataFrame,
+    rule: Rule,
+    partial: bool = False,
+    cases: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """What every run that counts scored under a rule, and under `last` beside it.
 
@@ -96,9 +119,10 @@ def outcomes(
         trajectory: evaluations of these runs.
         rule: picks the evaluation to report.
         partial: whether unfinished runs count, with the evaluations that they have.
+        cases: the scored rows behind the trajectory, for rules by case.
 
     Returns:
-        One row per run and predictor: the columns of `runs` and of `rules.select`, `identity`
+        One row per run and predictor: the columns of `runs` and of `selection.select`, `identity`
         and `section`, and `dsc_last`, `asd_last`, `hd95_last`. By identity, predictor and seed.
 
     Raises:
@@ -113,15 +137,20 @@ def outcomes(
             f"run {min(silent)} finished without any evaluation: the store was changed by hand; "
             "delete every file of this run in the store and run it again"
         )
-    chosen = select(own, rule)
-    last = chosen if isinstance(rule, Last) else select(own, Last())
-    chosen = chosen.assign(**{f"{m}_last": last[m] for m in METRICS})
+    chosen = select(own, rule, cases)
+    last = chosen if rule == Last() else select(own, Last())
+    last = last[["run", "predictor", *METRICS]].rename(columns={m: f"{m}_last" for m in METRICS})
+    chosen = chosen.merge(last, on=["run", "predictor"], how="left", validate="1:1")
     joined = chosen.merge(kept, on="run", validate="m:1")
     return joined.sort_values(["identity", "predictor", "seed", "run"], ignore_index=True)
 
 
 def summarise(
-    runs: pd.DataFrame, trajectory: pd.DataFrame, rule: Rule, partial: bool = False
+    runs: pd.DataFrame,
+    trajectory: pd.DataFrame,
+    rule: Rule,
+    partial: bool = False,
+    cases: pd.DataFrame | None = None,
 ) -> pd.DataFrame:
     """One row per method, setting and predictor.
 
@@ -135,45 +164,54 @@ def summarise(
         trajectory: evaluations of these runs.
         rule: picks the evaluation to report.
         partial: whether unfinished runs count, with the evaluations that they have.
+        cases: the scored rows behind the trajectory, for rules by case.
 
     Returns:
         What identifies the row; `label` and `setting` (unique together with the predictor);
-        `finished` of `started` runs, `unfinished` ones that count, `resumed_elsewhere`; `rule`,
+        `finished` and `failed` of `started` runs, `unfinished` ones that count, `counted` runs
+        in the statistics (finished, failed and these), `resumed_elsewhere`; `rule`,
         `selected_on`, `evaluations` and `fewest_evaluations` (the most and the fewest that a run
         was selected from), `cases`; `empty` and `beyond` (over all runs, the cases at the
         reported checkpoints with an empty mask, and those measured as farther off than an empty
-        mask counts); and for each metric and statistic `<metric>_<statistic>`, besides
-        `<metric>_gap`: the median over runs of the reported value minus the last one, where the
-        rule sees the test split. DSC is a fraction, distances are in `unit`.
+        mask counts); `median_coverage` of the interval of the median; `median_seed` and
+        `best_seed`, the seeds of the median run and of the best one ("failed", or "" where there
+        is none); and for each metric and statistic `<metric>_<statistic>`, infinite where it is
+        that of a failed run, besides `<metric>_gap`: the median over the runs that count and did
+        not fail of the reported value minus the last one, where the rule sees the test split.
+        DSC is a fraction, distances are in `unit`.
     """
-    values = outcomes(runs, trajectory, rule, partial)
-    by_row = dict(list(values.groupby(["identity", "predictor"])))
-    rows = []
+    values = outcomes(runs, trajectory, rule, partial, cases)
+    scores = _matrix(values, METRICS)
+    gaps = scores - _matrix(values, [f"{m}_last" for m in METRICS])
+    seeds = values["seed"].astype(str).to_numpy(dtype=object)
+    of_row: dict[Any, Any] = dict(values.groupby(["identity", "predictor"]).indices)
+    counts = _counts(values)
+    evaluated: dict[str, list[str]] = {}
+    for identity, predictor in sorted(of_row):
+        evaluated.setdefault(identity, []).append(predictor)
     runs = with_identity(runs)
-    for identity, group in runs.groupby("identity"):
-        first = group.iloc[0]
-        for predictor in _predictors(group, values):
-            counted = by_row.get((identity, predictor), values.iloc[:0])
+    of_identity: dict[Any, Any] = dict(runs.groupby("identity").indices)
+    groups = sorted(of_identity.items())
+    firsts = runs.iloc[[members[0] for _, members in groups]]
+    fixed = firsts[[*SETTING, *METHOD, "identity", "section"]].to_dict("records")
+    broken = (runs["state"] == "failed").to_numpy()
+    rows = []
+    for (identity, members), first in zip(groups, fixed, strict=True):
+        failed = int(broken[members].sum())
+        for predictor in evaluated.get(identity) or _announced(runs.iloc[members]):
+            at = of_row.get((identity, predictor), np.array([], dtype=np.int64))
             rows.append(
                 {
-                    **{name: first[name] for name in (*SETTING, *METHOD)},
-                    "identity": identity,
-                    "section": first["section"],
+                    **first,
                     "predictor": predictor,
-                    "started": len(group),
-                    "finished": int((counted["state"] == "finished").sum()),
-                    "failed": int((group["state"] == "failed").sum()),
-                    "unfinished": int((counted["state"] == UNFINISHED).sum()),
-                    "resumed_elsewhere": int(counted["resumed_elsewhere"].eq(True).sum()),
+                    "started": len(members),
+                    "failed": failed,
+                    "counted": len(at) + failed,
                     "rule": rule.expression,
                     "selected_on": rule.selected_on,
-                    "evaluations": int(counted["evaluations"].max()) if len(counted) else 0,
-                    "fewest_evaluations": int(counted["evaluations"].min()) if len(counted) else 0,
-                    "cases": int(counted["cases"].max()) if len(counted) else 0,
-                    "empty": int(counted["empty"].sum()),
-                    "beyond": int(counted["beyond"].sum()),
-                    **_statistics(counted),
-                    **_gaps(counted, rule),
+                    **counts.get((identity, predictor), dict.fromkeys(_COUNTS, 0)),
+                    **_statistics(scores[at], failed, list(seeds[at])),
+                    **_gaps(gaps[at], rule),
                 }
             )
     table = pd.DataFrame(rows, columns=_columns())
@@ -193,14 +231,23 @@ def _content(spec: str) -> dict[str, Any]:
     return content
 
 
-def _readable(run: str, spec: str) -> dict[str, Any]:
+def _readable(run: str, spec: str) -> tuple[str, str]:
+    """Digests of a run's spec; see `with_identity`."""
     try:
-        return _content(spec)
+        return _digests(spec)
     except ValueError:
         raise UserError(
             f"the record of run {run} holds no readable spec: delete every file of this run in "
             "the store and run it again"
         ) from None
+
+
+@lru_cache(maxsize=1 << 13)
+def _digests(spec: str) -> tuple[str, str]:
+    """`identity` and `section`; cached, as one report asks for those of all runs several times."""
+    content = _content(spec)
+    own = {k: v for k, v in content.items() if k != "seed"}
+    return _digest(own), _digest(_world(content))
 
 
 def _world(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,34 +274,55 @@ def _flattened(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _predictors(group: pd.DataFrame, values: pd.DataFrame) -> list[str]:
-    """Those that were evaluated, else those that will be."""
-    evaluated = set(values.loc[values["run"].isin(group["run"]), "predictor"])
-    announced = {p for text in group["predictors"] for p in text.split(",")} - {"all", ""}
-    return sorted(evaluated or announced or {"main"})
+def _announced(runs: pd.DataFrame) -> list[str]:
+    """Predictors that will be evaluated, of runs that have not evaluated any yet."""
+    names = {name for text in runs["predictors"] for name in text.split(",")} - {"all", ""}
+    return sorted(names) or ["main"]
 
 
-def _statistics(counted: pd.DataFrame) -> dict[str, float]:
-    found: dict[str, float] = {}
+def _counts(values: pd.DataFrame) -> dict[Any, dict[Any, int]]:
+    """What a summary says of its runs in whole numbers, by identity and predictor."""
+    found = values.assign(
+        finished=values["state"] == "finished",
+        unfinished=values["state"] == UNFINISHED,
+        resumed_elsewhere=values["resumed_elsewhere"].eq(True),
+        fewest_evaluations=values["evaluations"],
+    )
+    return found.groupby(["identity", "predictor"]).agg(_COUNTS).to_dict("index")
+
+
+def _matrix(values: pd.DataFrame, columns: Iterable[str]) -> Floats:
+    """Rows x columns, row after row in memory: the layout decides the last bit of a mean."""
+    return np.column_stack([values[name].to_numpy(dtype=np.float64) for name in columns])
+
+
+def _statistics(scores: Floats, failed: int, seeds: list[str]) -> dict[str, Any]:
+    """Statistics of runs that count, of these seeds, and of failed ones."""
+    runs = with_failed(scores, failed)
+    # Failed runs come after the others.
+    seeds = [*seeds, *["failed"] * failed]
+    middle, best = median_place(runs), best_place(runs)
+    found: dict[str, Any] = {
+        "median_coverage": median_rank(len(runs))[1],
+        "median_seed": "" if middle is None else seeds[middle],
+        "best_seed": "" if best is None else seeds[best],
+    }
     for name, statistic in STATISTICS.items():
-        values = statistic.compute(counted)
-        found |= {f"{metric}_{name}": float(values[metric]) for metric in METRICS}
+        values = statistic.compute(runs).tolist()
+        found |= {f"{m}_{name}": value for m, value in zip(METRICS, values, strict=True)}
     return found
 
 
-def _gaps(counted: pd.DataFrame, rule: Rule) -> dict[str, float]:
-    if REPORTED not in rule.sees:
+def _gaps(gaps: Floats, rule: Rule) -> dict[str, float]:
+    if not rule.optimistic:
         return {f"{metric}_gap": float("nan") for metric in METRICS}
-    return {
-        f"{metric}_gap": float((counted[metric] - counted[f"{metric}_last"]).median(skipna=False))
-        for metric in METRICS
-    }
+    return {f"{m}_gap": gap for m, gap in zip(METRICS, median(gaps).tolist(), strict=True)}
 
 
 def _columns() -> list[str]:
-    counts = ("started", "finished", "failed", "unfinished", "resumed_elsewhere")
+    counts = ("started", "finished", "failed", "unfinished", "counted", "resumed_elsewhere")
     selection = ("rule", "selected_on", "evaluations", "fewest_evaluations")
-    found = ("cases", "empty", "beyond")
+    found = ("cases", "empty", "beyond", "median_coverage", "median_seed", "best_seed")
     numbers = [f"{m}_{name}" for m in METRICS for name in (*STATISTICS, "gap")]
     keys = [*SETTING, *METHOD, "identity", "section", "predictor"]
     return [*keys, *counts, *selection, *found, *numbers]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from pandas.api.types import union_categoricals
 
 from protocols.metrics import METRICS
 from protocols.policies import Policy, score
@@ -38,10 +40,12 @@ def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     if cases.empty:
         return cases.assign(**dict.fromkeys(_COUNTS, 0))[[*KEYS, *_COUNTS, *METRICS]]
     rows = score(cases, policy)
-    levels = [_ordered(rows[name]) for name in (*KEYS, "case")]
     code = np.zeros(len(rows), dtype=np.int64)
-    for places, values in levels:
-        code = code * len(values) + places
+    values: dict[str, NDArray[np.generic]] = {}
+    for name in (*KEYS, "case"):
+        places, values[name] = ordered(rows[name])
+        code *= len(values[name])
+        code += places
     order = np.argsort(code, kind="stable")
     code = code[order]
     repeated = np.flatnonzero(code[1:] == code[:-1])
@@ -51,14 +55,17 @@ def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
             f"case {row['case']} occurs twice in run {row['run']} at step {row['step']} "
             f"({row['predictor']}, {row['split']}): the store was changed by hand"
         )
-    evaluation = code // len(levels[-1][1])
-    starts = np.flatnonzero(np.r_[True, evaluation[1:] != evaluation[:-1]])
-    firsts = order[starts]
+    code //= len(values["case"])
+    starts = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
+    code = code[starts]
+    at: dict[str, NDArray[np.int64]] = {}
+    for name in reversed(KEYS):
+        code, at[name] = np.divmod(code, len(values[name]))
     means: dict[str, object] = {}
-    for name, (places, values) in zip(KEYS, levels, strict=False):
-        at = places[firsts]
+    for name in KEYS:
         text = rows[name].dtype.kind not in "iu"
-        means[name] = pd.Categorical.from_codes(at, pd.Index(values)) if text else values[at]
+        index = pd.Index(values[name])
+        means[name] = pd.Categorical.from_codes(at[name], index) if text else index[at[name]]
     means["cases"] = np.diff(np.r_[starts, len(rows)])
     for name in ("empty", "beyond"):
         means[name] = np.add.reduceat(rows[name].to_numpy()[order].astype(np.int64), starts)
@@ -67,12 +74,31 @@ def trajectory(cases: pd.DataFrame, policy: Policy) -> pd.DataFrame:
     return pd.DataFrame(means)
 
 
-def _ordered(column: pd.Series) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
-    """Each value's place among the sorted distinct values, and these."""
+def joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Trajectories of different runs as one, in the order of `trajectory`; at least one."""
+    filled = [part for part in parts if len(part)]
+    if not filled:
+        return parts[0]
+    columns: dict[str, Any] = {}
+    for name in filled[0].columns:
+        values = [part[name] for part in filled]
+        text = isinstance(values[0].dtype, pd.CategoricalDtype)
+        columns[name] = (
+            union_categoricals(values, sort_categories=True)
+            if text
+            else np.concatenate([v.to_numpy() for v in values])
+        )
+    frame = pd.DataFrame(columns)
+    order = np.lexsort([ordered(frame[name])[0] for name in reversed(KEYS)])
+    return frame.take(order).reset_index(drop=True)
+
+
+def ordered(column: pd.Series) -> tuple[NDArray[np.int64], NDArray[np.generic]]:
+    """Each value's place among sorted distinct values, and these; some may not occur."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         names = column.cat.categories.to_numpy(dtype=object)
         ranks = np.argsort(np.argsort(names))
-        return ranks[column.cat.codes.to_numpy()].astype(np.int64), np.sort(names)
+        return ranks[column.cat.codes.to_numpy()], np.sort(names)
     places, values = pd.factorize(column, sort=True)
     return places.astype(np.int64), np.asarray(values)
 

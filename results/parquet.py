@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -23,6 +24,7 @@ _ARROW: Final = {
     "int64": pa.int64(),
     "float64": pa.float64(),
     "bool": pa.bool_(),
+    "bytes": pa.binary(),
 }
 _MAY_BE_NAN: Final = {("cases", "dsc"), ("cases", "asd"), ("cases", "hd95"), ("history", "value")}
 
@@ -44,10 +46,12 @@ def encode(table: str, frame: pd.DataFrame) -> bytes:
         sink,
         version="2.6",
         data_page_version="1.0",
-        compression="zstd",
-        compression_level=3,
-        use_dictionary=True,
+        # Reading a small column costs a start of the codec, which is slow for zstd: ten times the
+        # rest. It is worth that only for masks.
+        compression={c.name: "zstd" if c.dtype == "bytes" else "snappy" for c in TABLES[table]},
+        use_dictionary=[c.name for c in TABLES[table] if c.dtype not in ("float64", "bytes")],
         row_group_size=1 << 20,
+        write_page_checksum=True,
     )
     return bytes(sink.getvalue())
 
@@ -75,11 +79,27 @@ def decode(
     names = [c.name for c in TABLES[table]] if columns is None else list(columns)
     wanted = list(dict.fromkeys([*names, "run"]))
     text = [c.name for c in TABLES[table] if c.dtype == "string" and table != "runs"]
-    with ThreadPoolExecutor() as pool:
-        parts = list(pool.map(lambda at: _read(table, at[0], at[1], wanted, text), paths))
+    size = max(1, -(-len(paths) // pa.cpu_count()))
+    shares = [paths[start : start + size] for start in range(0, len(paths), size)]
+    with ThreadPoolExecutor(pa.cpu_count()) as threads:
+        # Handing over each small file by itself takes as long as opening it.
+        read = threads.map(
+            lambda share: [_read(table, run, path, wanted, text) for run, path in share], shares
+        )
+        parts = [part for parts in read for part in parts]
     empty = _schema(table).empty_table().select(wanted)
     joined = pa.concat_tables([p for p in parts if len(p)] or [_encoded(empty, text)])
-    frame: pd.DataFrame = joined.select(names).unify_dictionaries().to_pandas()
+    joined = joined.select(names).unify_dictionaries()
+    if table == "runs":
+        # Text that pandas keeps in Arrow: everything done with it goes from piece to piece.
+        joined = joined.combine_chunks()
+    del parts
+    # Column after column, so that millions of rows are never there twice. Not into Arrow's own
+    # pool: it maps huge pages, which take longer to clear than all the rest.
+    frame: pd.DataFrame = joined.to_pandas(
+        memory_pool=pa.system_memory_pool(), split_blocks=True, self_destruct=True
+    )
+    del joined
     if table == "runs":
         frame = frame.astype({c.name: c.dtype for c in TABLES[table] if c.name in names})
     return frame
@@ -126,6 +146,8 @@ def _fits(values: pd.Series, dtype: str) -> bool:
         return bool(types.is_string_dtype(values))
     if dtype == "bool":
         return bool(types.is_bool_dtype(values))
+    if dtype == "bytes":
+        return all(isinstance(value, bytes) for value in values)
     if dtype == "int64":
         return bool(types.is_integer_dtype(values))
     return bool(types.is_numeric_dtype(values)) and not types.is_bool_dtype(values)
@@ -147,7 +169,7 @@ def _schema(table: str) -> pa.Schema:
 
 
 def _plain(values: pd.Series, column: Column) -> object:
-    if column.dtype == "string":
+    if column.dtype in ("string", "bytes"):
         return values.astype(object).to_numpy()
     return values.to_numpy(dtype=column.dtype)
 
@@ -163,9 +185,16 @@ def _read(
     table: str, run: str, path: Path, columns: Sequence[str], text: Sequence[str]
 ) -> pa.Table:
     try:
-        with pq.ParquetFile(path, read_dictionary=text) as file:
+        with (
+            pa.OSFile(str(path)) as source,
+            pq.ParquetFile(
+                source, read_dictionary=text, pre_buffer=False, page_checksum_verification=True
+            ) as file,
+        ):
             _check_origin(table, path, file.schema_arrow)
-            rows = file.read(columns=list(columns), use_threads=False).select(columns)
+            rows = file.read(columns=list(columns), use_threads=False)
+            if rows.column_names != columns:
+                rows = rows.select(columns)
     except FileNotFoundError:
         raise
     except KeyError as error:
@@ -188,12 +217,17 @@ def _check_origin(table: str, path: Path, schema: pa.Schema) -> None:
             f"{path} was written by a newer bench (schema {version} > {SCHEMA_VERSION}): "
             "upgrade ssl3d-bench to read this store"
         )
-    expected = {c.name: _ARROW[c.dtype] for c in TABLES[table]}
+    if not _is_complete(table, schema.remove_metadata()):
+        _damaged(path, f"its columns are not those of {table} in schema {version}")
+
+
+@lru_cache(maxsize=64)
+def _is_complete(table: str, schema: pa.Schema) -> bool:
+    """Whether a file has the table's columns; cached, as hundreds of files are alike."""
     found = {
         f.name: f.type.value_type if pa.types.is_dictionary(f.type) else f.type for f in schema
     }
-    if found != expected:
-        _damaged(path, f"its columns are not those of {table} in schema {version}")
+    return found == {c.name: _ARROW[c.dtype] for c in TABLES[table]}
 
 
 def _damaged(path: Path, reason: str) -> NoReturn:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 SCHEMA_VERSION: Final = 1
-"""Bumped when a column changes; every past version stays readable (tests/stores/)."""
+"""Bumped when a column changes; every past version stays readable (tests/stores/). A table that a
+run may lack is no such change: older readers do not look for it."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: pandas dtype, unit ("" if none) and meaning."""
+    """One column: pandas dtype (or bytes), unit ("" if none) and meaning."""
 
     name: str
     dtype: str
@@ -87,4 +89,46 @@ RUNS: Final = (
     Column("spec", "string", "", "the whole canonical spec, as JSON"),
 )
 
-TABLES: Final = {"cases": CASES, "history": HISTORY, "pseudo": PSEUDO, "runs": RUNS}
+PREDICTIONS: Final = (
+    Column("run", "string", "", "run id"),
+    Column("step", "int64", "", "optimiser steps done when evaluated"),
+    Column("predictor", "string", "", "which segmentation of the run's networks"),
+    Column("split", "string", "", "train, val or test"),
+    Column("case", "string", "", "case name"),
+    Column("x", "int64", "voxel", "size of the volume along X, at the run's resolution"),
+    Column("y", "int64", "voxel", "size of the volume along Y"),
+    Column("z", "int64", "voxel", "size of the volume along Z"),
+    Column("mask", "bytes", "", "runs of equal voxels; see results/predictions.py"),
+)
+
+TABLES: Final = {
+    "cases": CASES,
+    "history": HISTORY,
+    "pseudo": PSEUDO,
+    "predictions": PREDICTIONS,
+    "runs": RUNS,
+}
+OPTIONAL: Final = ("predictions",)
+"""Tables that only some runs have."""
+
+
+class Keep(StrEnum):
+    """Of which evaluations of a run the predictions are kept."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+
+class Component(StrEnum):
+    """What of a prediction is measured."""
+
+    ALL = "all"
+    LARGEST = "largest"
+
+
+class Unit(StrEnum):
+    """What distances are measured in: the unit of the data, or voxels of the original grid."""
+
+    DATA = "data"
+    VOXEL = "voxel"

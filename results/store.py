@@ -1,6 +1,7 @@
 """The store: immutable Parquet, one file per run and table. No lock, no server, no manifest.
 
     cases/ history/ pseudo/ runs/   <run>.parquet, complete or absent
+    predictions/                    the same, of runs that were asked to keep them
     runs/<run>.json                 sidecar: what varies between attempts (times, host)
     runs/.discarded-<run>           the record of a failed run that is being forgotten
     work/<run>/                     an unfinished run: its spec, checkpoints and parts of tables
@@ -33,7 +34,7 @@ import pandas as pd
 
 from results.errors import UserError
 from results.parquet import decode, encode
-from results.schema import TABLES
+from results.schema import OPTIONAL, TABLES
 
 RUN_TABLES: Final = ("cases", "history", "pseudo")
 _RUN_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
@@ -65,7 +66,7 @@ class Store:
         store = cls(path)
         if create:
             with _explained(store.path):
-                for name in (*TABLES, "work"):
+                for name in (*RUN_TABLES, "runs", "work"):
                     (store.path / name).mkdir(parents=True, exist_ok=True)
                 _flush_folder(store.path)
         elif not (store.path / "runs").is_dir():
@@ -87,7 +88,8 @@ class Store:
 
         Args:
             run: run id.
-            tables: `cases`, `history` and `pseudo`; the `run` column may be left out.
+            tables: `cases`, `history` and `pseudo`, and of optional ones those that the run has;
+                the `run` column may be left out.
             record: the run's row of `runs`.
             sidecar: what varies between attempts; kept from the attempt that completes.
 
@@ -99,9 +101,9 @@ class Store:
             UserError: the store is full or cannot be written.
             ValueError: frames that do not follow the schema.
         """
-        if set(tables) != set(RUN_TABLES):
+        if set(tables) - set(OPTIONAL) != set(RUN_TABLES):
             raise ValueError(f"tables of a run: expected {RUN_TABLES}, not {tuple(tables)}")
-        contents = {name: encode(name, _of_run(tables[name], run)) for name in RUN_TABLES}
+        contents = {name: encode(name, _of_run(tables[name], run)) for name in tables}
         last = encode("runs", _of_run(pd.DataFrame([dict(record)]), run))
         self._finish_discarding(run)
         for name, content in contents.items():
@@ -115,6 +117,10 @@ class Store:
     def is_done(self, run: str) -> bool:
         """Whether the run has a record: it finished or failed, and is never touched again."""
         return self._file("runs", run).exists()
+
+    def has(self, table: str, run: str) -> bool:
+        """Whether a run that is done has this optional table."""
+        return self.is_done(run) and self._file(table, run).exists()
 
     def records(self) -> pd.DataFrame:
         """The `runs` table: one row per finished or failed run."""
@@ -157,8 +163,8 @@ class Store:
         """Rows of committed runs, by run id and then as written.
 
         Args:
-            table: `cases`, `history`, `pseudo` or `runs`.
-            runs: which ones; None for all that have a record.
+            table: one of `schema.TABLES`.
+            runs: which ones; None for all that have a record (and this table, if it is optional).
             columns: which ones, in this order; None for all.
 
         Returns:
@@ -168,6 +174,8 @@ class Store:
             UserError: no such run, a damaged file, or a store of a newer version.
         """
         names = self._done() if runs is None else list(runs)
+        if runs is None and table in OPTIONAL:
+            names = [run for run in names if self.has(table, run)]
         for run in names:
             if not self.is_done(run):
                 raise UserError(f"{self.path} has no finished or failed run {run}")
@@ -241,7 +249,7 @@ class Store:
     def drop_parts_after(self, run: str, step: int) -> None:
         """Remove rows kept beyond `step`: those of a checkpoint that was lost."""
         with _explained(self.work(run)):
-            for table in RUN_TABLES:
+            for table in (*RUN_TABLES, *OPTIONAL):
                 for at, path in self._parts(run, table):
                     if at > step:
                         path.unlink()
@@ -292,6 +300,7 @@ class Store:
                 return
             for path in (
                 *(self._file(name, run) for name in RUN_TABLES),
+                *(p for p in (self._file(name, run) for name in OPTIONAL) if p.exists()),
                 self._file("runs", run, "json"),
                 discarded,
             ):

@@ -49,7 +49,11 @@ def test_a_row_has_the_statistics_of_what_the_rule_chose():
     assert row["dsc_mean"] == pytest.approx(0.75)
     assert row["dsc_std"] == pytest.approx(0.05)
     assert row["hd95_median"] == pytest.approx(7.5)
-    assert (row["finished"], row["started"]) == (3, 3)
+    assert (row["finished"], row["started"], row["counted"]) == (3, 3, 3)
+    assert row["dsc_se"] == pytest.approx(0.05 / np.sqrt(3))
+    assert row["dsc_iqm"] == pytest.approx(0.75)
+    assert (row["dsc_median_low"], row["dsc_median_high"]) == pytest.approx((0.7, 0.8))
+    assert (row["median_coverage"], row["median_seed"], row["best_seed"]) == (0.75, "2", "0")
     assert (row["rule"], row["selected_on"], row["evaluations"]) == ("last", "nothing", 1)
     assert (row["cases"], row["empty"], row["unit"]) == (2, 0, "mm")
 
@@ -85,21 +89,49 @@ def test_failed_and_unfinished_runs_stay_in_the_count_and_give_no_number():
     runs, steps = together((runs, steps), (failed_runs, failed_steps))
     row = summarise(pd.concat([runs, begun(seed=9)]), steps, Last()).iloc[0]
     assert (row["finished"], row["failed"], row["started"]) == (3, 1, 5)
+    assert row["counted"] == 4
     assert row["dsc_best_run"] == pytest.approx(0.8)
+
+
+def test_failed_runs_stay_in_the_denominator_and_unfinished_ones_do_not_count():
+    runs, steps = together(facts(), facts({3: (0.9, 0.9, 0.9)}, state="failed"))
+    row = summarise(pd.concat([runs, begun(seed=9)]), steps, Last()).iloc[0]
+    # Of 0.8, 0.75, 0.7 and a failed run.
+    assert row["dsc_median"] == pytest.approx(0.725)
+    assert row["asd_median"] == pytest.approx(2.75)
+    assert (row["dsc_median_run"], row["median_seed"]) == (pytest.approx(0.7), "1")
+    assert (row["dsc_minimum"], row["asd_maximum"]) == (-np.inf, np.inf)
+    assert (row["dsc_median_low"], row["dsc_median_high"]) == (-np.inf, pytest.approx(0.8))
+    assert row["median_coverage"] == 1 - 2 / 2**4
+    assert row[["dsc_mean", "dsc_std", "dsc_se", "dsc_mean_low", "dsc_iqm"]].isna().all()
+    assert row["best_seed"] == "0"
+
+
+def test_a_median_of_which_half_failed_has_failed_and_ranks_below_all_numbers():
+    lost = facts({0: (0.9, 0.9, 0.9), 1: (0.9, 0.9, 0.9)}, state="failed", tag="1",
+                 content={"method": "dtc"})  # fmt: skip
+    alive = facts({2: (0.99, 0.99, 0.99)}, tag="2", content={"method": "dtc"})
+    table = summarise(*together(facts(), lost, alive), Last())
+    assert table["label"].tolist() == ["mt", "dtc"]
+    row = table.iloc[1]
+    assert (row["dsc_median"], row["hd95_median"]) == (-np.inf, np.inf)
+    assert (row["median_seed"], row["best_seed"]) == ("failed", "2")
 
 
 def test_a_group_without_any_finished_run_has_a_row_without_numbers():
     runs, steps = facts({0: (0.5, 0.5, 0.5)}, state="failed")
     row = summarise(runs, steps, Best()).iloc[0]
     assert (row["finished"], row["started"], row["evaluations"]) == (0, 1, 0)
-    assert np.isnan(row["dsc_median"])
+    assert (row["dsc_median"], row["dsc_best_run"]) == (-np.inf, -np.inf)
+    assert np.isnan(row["dsc_mean"])
 
 
 def test_planned_runs_alone_are_shown_as_begun():
     changed = {"changed": '{"decay":0.5}', "recipe": "authors", "profile": "mini+width=4"}
     _, steps = facts()
     table = summarise(begun(decay=0.5, **changed), steps.iloc[:0], Last())
-    assert table[["finished", "started"]].values.tolist() == [[0, 1]]
+    assert table[["finished", "started", "counted"]].values.tolist() == [[0, 1, 0]]
+    assert table[["dsc_median", "dsc_minimum", "dsc_median_low"]].isna().all(axis=None)
     assert table["label"].item() == "mt (decay=0.5, recipe authors)"
     assert table["setting"].item() == "la, 8 labelled / 72 unlabelled, profile mini+width=4"
     assert (table["unit"].item(), table["fidelity"].item()) == ("mm", "paper")
@@ -162,13 +194,16 @@ def test_each_predictor_has_a_row_main_first():
     assert table["finished"].tolist() == [3, 3]
 
 
-def test_the_order_of_runs_and_rows_changes_nothing():
+def test_the_order_of_runs_rows_and_columns_changes_nothing():
     other = {"method": "dtc"}
     runs, steps = together(facts(), facts({0: (0.1, 0.2, 0.3), 1: (0.2, 0.2, 0.2)}, content=other))
     expected = summarise(runs, steps, Best())
     for seed in range(4):
-        shuffled = runs.sample(frac=1, random_state=seed)
-        found = summarise(shuffled, steps.sample(frac=1, random_state=seed), Best())
+        others = (
+            frame.sample(frac=1, random_state=seed).sample(frac=1, axis=1, random_state=seed)
+            for frame in (runs, steps)
+        )
+        found = summarise(*others, Best())
         pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from protocols.policies import POLICIES, score
-from protocols.trajectory import KEYS, trajectory
+from protocols.trajectory import KEYS, joined, trajectory
 from results.errors import UserError
 from tests.protocols import toy
 
@@ -69,3 +69,12 @@ def test_no_cases_give_an_empty_trajectory(rows):
     empty, full = trajectory(rows.iloc[:0], POLICIES["tcseg"]), trajectory(rows, POLICIES["tcseg"])
     assert empty.empty
     assert list(empty.columns) == list(full.columns)
+
+
+def test_trajectories_of_parts_of_the_runs_join_to_that_of_all_bit_for_bit(rows):
+    expected = trajectory(rows, POLICIES["tcseg"])
+    parts = [trajectory(rows[rows["run"] == run], POLICIES["tcseg"]) for run in set(rows["run"])]
+    nothing = trajectory(rows.iloc[:0], POLICIES["tcseg"])
+    for order in ([*parts, nothing], [nothing, *parts[::-1]]):
+        pd.testing.assert_frame_equal(joined(order), expected, check_exact=True)
+    assert joined([nothing, nothing]).empty
