@@ -24,11 +24,13 @@ from reports.facts import MAIN, Facts
 STEM: Final = "best-vs-last"
 _COLUMNS: Final = 2
 _SEEDS_SHOWN: Final = 10
-_LABEL_WIDTH: Final = 18
+_LABEL_WIDTH: Final = 15
+_MANY: Final = 7
+"""Methods above which settings do not stand side by side."""
 
 
 def write_best_vs_last(facts: Facts, out: Path) -> list[Path]:
-    """Write `best-vs-last.png` and `.pdf`; return the paths."""
+    """Write `best-vs-last.png`, `.pdf` and `.svg`; return the paths."""
     return write_figure(draw(pairs(facts)), out, STEM)
 
 
@@ -37,8 +39,8 @@ def pairs(facts: Facts) -> pd.DataFrame:
 
     Returns:
         setting, label, seed, `last` and `best` (DSC in percent), `evaluations` that best was
-        chosen from, `finished` and `started` runs of the method there. Methods come in the order
-        of their median last DSC, over all settings.
+        chosen from, `finished` and `started` runs of the method there. Settings come in the order
+        of the summary, methods in that of their median last DSC, over all settings.
     """
     rule = Best()
     names = facts.summary[["identity", "predictor", "setting", "label", "finished", "started"]]
@@ -46,7 +48,9 @@ def pairs(facts: Facts) -> pd.DataFrame:
     values = values[values["predictor"] == MAIN]
     values = values.assign(last=100 * values["dsc_last"], best=100 * values["dsc"])
     values = values.assign(level=values.groupby("label")["last"].transform("median"))
-    values = values.sort_values(["setting", "level", "label", "seed"], ignore_index=True)
+    order = {name: place for place, name in enumerate(facts.summary["setting"].unique())}
+    values = values.assign(place=values["setting"].map(order))
+    values = values.sort_values(["place", "level", "label", "seed"], ignore_index=True)
     columns = ["setting", "label", "seed", "last", "best", "evaluations", "finished", "started"]
     return values[columns]
 
@@ -58,10 +62,10 @@ def draw(values: pd.DataFrame) -> Figure:
     settings = list(dict.fromkeys(values["setting"]))
     labels = list(dict.fromkeys(values.sort_values("last", kind="stable")["label"]))
     palette = colours(sorted(labels))
-    columns = min(_COLUMNS, len(settings))
-    rows = ceil(len(settings) / columns)
     blocks = max(group["label"].nunique() for _, group in values.groupby("setting"))
-    width = max(7.6, columns * (0.9 + 1.25 * blocks))
+    columns = min(_COLUMNS if blocks <= _MANY else 1, len(settings))
+    rows = ceil(len(settings) / columns)
+    width = max(7.6, columns * (0.9 + 1.3 * blocks))
     figure = Figure(figsize=(width, 5.6 * rows + 0.7), layout="constrained")
     grid = figure.add_gridspec(
         2 * rows, columns, height_ratios=[1.25, 1] * rows, hspace=0.04, wspace=0.04

@@ -10,7 +10,7 @@ from typing import Any, Final
 import pandas as pd
 
 from reports.facts import Facts
-from reports.render import Section, Sheet, csv_text, markdown, write_file
+from reports.render import Section, Sheet, write_sheets
 from reports.table import NO_VALUE, number
 
 STEM: Final = "costs"
@@ -21,12 +21,9 @@ _KEYS: Final = ["setting", "label", "device"]
 
 
 def write_costs(facts: Facts, out: Path) -> list[Path]:
-    """Write `costs.md` and `.csv`; return the paths."""
+    """Write `costs.md`, `.csv` and `.tex`; return the paths."""
     values = costs(facts)
-    return [
-        write_file(out / f"{STEM}.md", markdown(sheet(values))),
-        write_file(out / f"{STEM}.csv", csv_text(values)),
-    ]
+    return write_sheets([sheet(values)], values, out, STEM)
 
 
 def costs(facts: Facts) -> pd.DataFrame:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
+from math import ceil
 from pathlib import Path
 from typing import Final
 
-from matplotlib import colormaps
+from matplotlib import colormaps, rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -21,6 +24,20 @@ _DISTINCT: Final = (
     *("#56B4E9", "#882255", "#117733", "#808080", "#E2588D", "#6B4C2A"),
 )
 """Told apart by colour-blind eyes too (after Okabe and Ito; Tol)."""
+
+_FORMATS: Final[dict[str, dict[str, None]]] = {
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None},
+    "svg": {"Date": None},
+}
+"""What each would otherwise say of the moment or of the machine."""
+
+_LEGEND_COLUMNS: Final = 5
+_LEGEND_WIDTH: Final = 44
+_LEGEND_SIGN: Final = 8
+"""Letters that the sign of an entry and its margins take."""
+
+_LETTER_INCHES: Final = 0.078
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
@@ -42,7 +59,13 @@ def plain(axes: Axes) -> None:
 
 def literal(text: str, width: int) -> str:
     """Text that is drawn as it is: no mathematics, wrapped at `width` characters."""
-    return "\n".join(textwrap.wrap(one_line(text), width)).replace("$", r"\$")
+    return "\n".join(_Wrapper(width).wrap(one_line(text))).replace("$", r"\$")
+
+
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks names of hyperparameters where they have parts."""
+
+    wordsep_re = re.compile(r"(\s+|[^\s_=,-]+[_=,-]+)")
 
 
 def blank(message: str) -> Figure:
@@ -52,13 +75,35 @@ def blank(message: str) -> Figure:
     return figure
 
 
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend above the panels, in as many columns as the width of the figure has room for."""
+    labels = [literal(str(handle.get_label()), _LEGEND_WIDTH) for handle in handles]
+    longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
+    room = int(figure.get_figwidth() / ((longest + _LEGEND_SIGN) * _LETTER_INCHES))
+    columns = min(max(1, room), _LEGEND_COLUMNS, len(handles))
+    rows = ceil(len(handles) / columns)
+    figure.legend(
+        handles=list(handles),
+        # A leading underscore would hide the entry.
+        labels=[f" {label}" if label.startswith("_") else label for label in labels],
+        loc="outside upper left",
+        ncols=ceil(len(handles) / rows),
+        frameon=False,
+        fontsize=9,
+    )
+
+
 def write_figure(figure: Figure, out: Path, stem: str) -> list[Path]:
-    """Write `<stem>.png` (200 dpi) and `<stem>.pdf`; equal figures give equal bytes."""
+    """Write `<stem>.png` (200 dpi), `.pdf` and `.svg`; equal figures give equal bytes."""
     paths = []
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    for suffix, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+    for artist in figure.findobj(lambda artist: artist.get_gid() is not None):
+        # They are no unique names, which an SVG file needs.
+        artist.set_gid(None)
+    for suffix, metadata in _FORMATS.items():
         content = io.BytesIO()
-        figure.savefig(content, format=suffix, dpi=200, metadata=metadata)
+        with rc_context({"svg.hashsalt": stem}):
+            figure.savefig(content, format=suffix, dpi=200, metadata=metadata)
         paths.append(write_file(out / f"{stem}.{suffix}", content.getvalue()))
     return paths

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Final
 
 import pandas as pd
@@ -13,7 +13,8 @@ import pandas as pd
 from protocols.policies import POLICIES, score
 from protocols.rules import Rule, parse_rule
 from protocols.table import outcomes, planned_runs, summarise, with_identity
-from protocols.trajectory import KEYS, trajectory
+from protocols.trajectory import KEYS, joined, trajectory
+from reports.scan import ScanReader
 from results.errors import UserError
 from results.lookup import find
 from results.store import Store
@@ -23,6 +24,9 @@ MAIN: Final = "main"
 
 _SCORED: Final = (*KEYS, "case", "status", "dsc", "asd", "hd95", "diagonal")
 
+_BATCH: Final = 32
+"""Runs whose cases are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,10 +34,12 @@ class Options:
 
     seed:  of resampling: the same seed gives the same intervals.
     cases: names of cases to show; none lets the report choose.
+    scan:  reads the images behind the numbers; None where there are none.
     """
 
     seed: int = 0
     cases: tuple[str, ...] = ()
+    scan: ScanReader | None = None
 
 
 DEFAULTS: Final = Options()
@@ -45,24 +51,27 @@ class Facts:
 
     store:      where they are from.
     runs:       the `runs` table, with runs that have no record yet as `unfinished`.
-    cases:      rows of the `cases` table that count, as stored: statuses are no numbers yet.
+    stored:     gives `cases`, which it reads when first asked and keeps.
     trajectory: as `protocols.trajectory` gives it, under `policy`.
-    pseudo:     the `pseudo` table of runs that have a record.
-    sidecars:   of the same runs, by run id.
+    sidecars:   of runs that have a record, by run id.
     policy:     name of the empty-mask policy.
     partial:    whether unfinished runs count, with the evaluations that they have.
     """
 
     store: Store
     runs: pd.DataFrame
-    cases: pd.DataFrame
+    stored: Callable[[], pd.DataFrame]
     trajectory: pd.DataFrame
-    pseudo: pd.DataFrame
     sidecars: Mapping[str, Mapping[str, Any]]
     rule: Rule
     policy: str
     partial: bool
     options: Options
+
+    @property
+    def cases(self) -> pd.DataFrame:
+        """Rows of the `cases` table that count, as stored: statuses are no numbers yet."""
+        return self.stored()
 
     @cached_property
     def scored(self) -> pd.DataFrame:
@@ -70,9 +79,15 @@ class Facts:
         return score(self.cases, POLICIES[self.policy])
 
     @cached_property
+    def pseudo(self) -> pd.DataFrame:
+        """The `pseudo` table of runs that have a record."""
+        return self.store.read("pseudo", list(self.sidecars))
+
+    @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per method, setting and predictor; see `protocols.table.summarise`."""
-        return summarise(self.runs, self.trajectory, self.rule, self.partial)
+        cases = self._cases(self.rule)
+        return summarise(self.runs, self.trajectory, self.rule, self.partial, cases)
 
     @cached_property
     def finished(self) -> pd.DataFrame:
@@ -83,7 +98,10 @@ class Facts:
 
     def outcomes(self, rule: Rule) -> pd.DataFrame:
         """One row per run and predictor; see `protocols.table.outcomes`."""
-        return outcomes(self.runs, self.trajectory, rule, self.partial)
+        return outcomes(self.runs, self.trajectory, rule, self.partial, self._cases(rule))
+
+    def _cases(self, rule: Rule) -> pd.DataFrame | None:
+        return self.scored if rule.by_case else None
 
 
 def load_facts(
@@ -119,18 +137,20 @@ def load_facts(
     begun = {run: row for run, row in begun.items() if run not in done}
     if not done and not begun:
         raise UserError(f"the store {store.path} holds no run yet: start some with `bench run`")
-    cases = store.read("cases", done, _SCORED)
+    more = store.read("cases", [], _SCORED)
     if begun:
         records = pd.concat([records, planned_runs(begun)], ignore_index=True)
     if begun and partial:
         rows = store.read_partial("cases")
-        cases = _joined(cases, rows[rows["run"].isin(begun)][list(_SCORED)])
+        more = rows[rows["run"].isin(begun)][list(_SCORED)]
+    # A few runs at a time: millions of rows are never in memory unless a report asks for them.
+    batches = (done[start : start + _BATCH] for start in range(0, len(done), _BATCH))
+    parts = [trajectory(store.read("cases", runs, _SCORED), chosen) for runs in batches]
     return Facts(
         store=store,
         runs=records,
-        cases=cases,
-        trajectory=trajectory(cases, chosen),
-        pseudo=store.read("pseudo", done),
+        stored=cache(lambda: _joined(store.read("cases", done, _SCORED), more)),
+        trajectory=joined([*parts, trajectory(more, chosen)]),
         sidecars={run: store.sidecar(run) for run in done},
         rule=rule,
         policy=policy,
@@ -168,6 +188,8 @@ def _row(store: Store, run: str) -> dict[str, Any]:
 
 
 def _joined(cases: pd.DataFrame, more: pd.DataFrame) -> pd.DataFrame:
+    if more.empty:
+        return cases
     text = [c for c in cases.columns if isinstance(cases[c].dtype, pd.CategoricalDtype)]
     # Two sets of categories do not concatenate.
     plain = [frame.astype(dict.fromkeys(text, object)) for frame in (cases, more) if len(frame)]

@@ -18,10 +18,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
 
-from reports.drawing import GREY, blank, colours, literal, plain, write_figure
+from reports.drawing import GREY, blank, colours, legend, literal, plain, write_figure
 from reports.facts import MAIN, Facts
-from reports.render import Section, Sheet, csv_text, markdown, write_file
+from reports.render import Section, Sheet, write_sheets
 from reports.table import NO_VALUE, number
 
 STEM: Final = "pseudo"
@@ -37,11 +38,10 @@ _LARGEST: Final = 22.0
 
 
 def write_pseudo(facts: Facts, out: Path) -> list[Path]:
-    """Write `pseudo.md`, `.csv`, `.png` and `.pdf`; return the paths."""
+    """Write `pseudo.md`, `.csv`, `.tex` and the figure; return the paths."""
     values = medians(qualities(facts))
     return [
-        write_file(out / f"{STEM}.md", markdown(sheet(values))),
-        write_file(out / f"{STEM}.csv", csv_text(values)),
+        *write_sheets([sheet(values)], values, out, STEM),
         *write_figure(draw(values), out, STEM),
     ]
 
@@ -124,8 +124,8 @@ def _draw_setting(axes: Axes, values: pd.DataFrame, palette: Mapping[str, str]) 
         label, at, radius = row["label"], (row["ppv"], row["npv"]), _radius(row["recall"])
         axes.scatter(*at, s=(2 * radius) ** 2, linewidth=1.6, gid=label, **_look(label, palette))
         axes.annotate(
-            f"{row['recall']:.2f}", at, xytext=(0, radius + 2), textcoords="offset points",
-            ha="center", va="bottom", fontsize=7.5, color=GREY,
+            f"{row['recall']:.2f}", at, ha="center", va="center", fontsize=6.5, zorder=4,
+            path_effects=[withStroke(linewidth=1.6, foreground="white")],
         )  # fmt: skip
         if label == BASELINE or start.empty:
             continue
@@ -157,10 +157,7 @@ def _explain(figure: Figure, palette: Mapping[str, str], undefined: int) -> None
         )
         for label in palette
     ]  # fmt: skip
-    figure.legend(
-        handles=handles, loc="outside upper left", ncols=min(5, len(handles)), frameon=False,
-        fontsize=9,
-    )  # fmt: skip
+    legend(figure, handles)
     text = "Medians over runs, of the unlabelled training volumes. Size and number: recall."
     if undefined:
         text += f" Not drawn, being undefined: {undefined}."

@@ -26,6 +26,9 @@ from results.errors import UserError
 _GAP: Final = 3
 """Between columns on a terminal."""
 
+_WIDE: Final = 8
+"""Columns above which LaTeX sets a table small."""
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]|#~])")
 _HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -34,6 +37,8 @@ _LATEX: Final = {
     "\\": r"\textbackslash{}",
     "{": r"\{",
     "}": r"\}",
+    "[": "{[}",
+    "*": "{*}",
     "$": r"\$",
     "&": r"\&",
     "%": r"\%",
@@ -51,7 +56,34 @@ _LATEX: Final = {
     "↑": r"$\uparrow$",
     "↓": r"$\downarrow$",
     "·": r"$\cdot$",
+    "⁹": r"\textsuperscript{9}",
+    "×": r"$\times$",
+    "√": r"$\surd$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≠": r"$\neq$",
+    "≈": r"$\approx$",
+    "→": r"$\rightarrow$",
+    "⌊": r"$\lfloor$",
+    "⌋": r"$\rfloor$",
+    "∞": r"$\infty$",
+    "Δ": r"$\Delta$",
+    "α": r"$\alpha$",
+    "σ": r"$\sigma$",
+    "τ": r"$\tau$",
 }
+
+
+class Bold(str):
+    """A cell that is printed bold."""
+
+    __slots__ = ()
+
+
+class Underlined(str):
+    """A cell that is printed underlined."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True)
@@ -70,6 +102,7 @@ class Sheet:
               `left` columns are text, the others numbers.
     sections: of rows with a text per column.
     notes:    sentences that stand under it.
+    commands: of a shell, a line each, under the notes.
     """
 
     title: str
@@ -77,6 +110,7 @@ class Sheet:
     sections: tuple[Section, ...]
     notes: tuple[str, ...]
     left: int = 1
+    commands: tuple[str, ...] = ()
 
 
 def console(sheet: Sheet) -> Group:
@@ -86,6 +120,7 @@ def console(sheet: Sheet) -> Group:
     for section in sheet.sections:
         parts += [Text(one_line(section.heading), style="italic"), _Fitting(sheet, section, widths)]
     parts += [Padding(Text(f"· {one_line(n)}", style="dim"), (0, 0, 0, 2)) for n in sheet.notes]
+    parts += [Padding(Text(one_line(c), overflow="fold"), (0, 0, 0, 4)) for c in sheet.commands]
     return Group(*parts)
 
 
@@ -129,8 +164,13 @@ class _Fitting:
             )
             shown = group
         for row in self.section.rows:
-            table.add_row(*(Text(one_line(row[place])) for place in places))
+            table.add_row(*(_styled(row[place]) for place in places))
         return table
+
+
+def _styled(cell: str) -> Text:
+    styles: dict[type[str], str] = {Bold: "bold", Underlined: "underline"}
+    return Text(one_line(cell), style=styles.get(type(cell), ""))
 
 
 def _width(sheet: Sheet, place: int) -> int:
@@ -146,9 +186,11 @@ def markdown(sheet: Sheet) -> str:
     rule = ["---" if place < sheet.left else "---:" for place in range(len(head))]
     for section in sheet.sections:
         lines += [f"## {markdown_text(section.heading)}", "", _piped(head), _piped(rule)]
-        lines += [_piped([markdown_text(cell) for cell in row]) for row in section.rows]
+        lines += [_piped([_markdown_cell(cell) for cell in row]) for row in section.rows]
         lines.append("")
     lines += [f"- {markdown_text(note)}" for note in sheet.notes]
+    if sheet.commands:
+        lines += ["", "```sh", *map(one_line, sheet.commands), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -161,17 +203,34 @@ def latex(sheet: Sheet) -> str:
         r"\begin{table}",
         r"\centering",
         rf"\caption{{{latex_text(sheet.title)}}}",
-        rf"\begin{{tabular}}{{{form}}}",
-        r"\toprule",
-        *_latex_head(sheet.columns),
     ]
+    if width > _WIDE:
+        lines.append(r"\small\setlength{\tabcolsep}{3pt}")
+    if sheet.sections:
+        lines += [rf"\begin{{tabular}}{{{form}}}", r"\toprule", *_latex_head(sheet.columns)]
     for section in sheet.sections:
         heading = latex_text(section.heading)
         lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{heading}}}}} \\"]
-        lines += [" & ".join(map(latex_text, row)) + r" \\" for row in section.rows]
-    lines += [r"\bottomrule", r"\end{tabular}", "", r"\raggedright\footnotesize"]
+        lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in section.rows]
+    if sheet.sections:
+        lines += [r"\bottomrule", r"\end{tabular}", ""]
+    lines.append(r"\raggedright\footnotesize")
     lines += [latex_text(note) + r"\par" for note in sheet.notes]
+    lines += [rf"% {one_line(command)}" for command in sheet.commands]
     return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+
+def write_sheets(sheets: Sequence[Sheet], frame: pd.DataFrame, out: Path, stem: str) -> list[Path]:
+    """Write `<stem>.md`, `.csv` (of the frame) and `.tex`; return the paths.
+
+    Raises:
+        UserError: they cannot be written.
+    """
+    return [
+        write_file(out / f"{stem}.md", "\n".join(map(markdown, sheets))),
+        write_file(out / f"{stem}.csv", csv_text(frame)),
+        write_file(out / f"{stem}.tex", "\n".join(map(latex, sheets))),
+    ]
 
 
 def csv_text(frame: pd.DataFrame) -> str:
@@ -243,6 +302,20 @@ def write_file(path: Path, content: str | bytes) -> Path:
     return path
 
 
+def _markdown_cell(cell: str) -> str:
+    escaped = markdown_text(cell)
+    if isinstance(cell, Bold):
+        return f"**{escaped}**"
+    return f"<u>{escaped}</u>" if isinstance(cell, Underlined) else escaped
+
+
+def _latex_cell(cell: str) -> str:
+    escaped = latex_text(cell)
+    if isinstance(cell, Bold):
+        return rf"\textbf{{{escaped}}}"
+    return rf"\underline{{{escaped}}}" if isinstance(cell, Underlined) else escaped
+
+
 def _piped(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -261,4 +334,6 @@ def _latex_head(columns: Sequence[tuple[str, str]]) -> list[str]:
             rules.append(rf"\cmidrule(lr){{{place}-{place + width - 1}}}")
         place += width
     names = " & ".join(latex_text(name) for _, name in columns)
+    if not rules:
+        return [names + r" \\"]
     return [" & ".join(cells) + r" \\", " ".join(rules), names + r" \\"]

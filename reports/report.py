@@ -9,11 +9,10 @@ from pathlib import Path
 import pandas as pd
 from rich.console import RenderableType
 
-from reports import REPORTS
+from reports import REPORTS, named
 from reports.facts import DEFAULTS, Options, load_facts
 from reports.render import console
 from reports.table import sheet
-from results.lookup import find
 from results.store import Store
 
 
@@ -49,14 +48,15 @@ def write_report(
         out: folder for the files; it is made.
         empty: name of the policy for empty masks.
         partial: whether unfinished runs count, with the evaluations that they have.
-        names: which reports; none for the standard ones, of which only the table is shown.
+        names: which reports, by their own names or the paper's (`table4`); none for the standard
+            ones, of which only the table is shown.
         options: what concerns single reports.
 
     Raises:
         UserError: an unknown name, no store or an empty one, a rule that needs a split which the
             runs lack, or a folder that cannot be written.
     """
-    chosen = [find("report", name, REPORTS) for name in names]
+    chosen = list(dict.fromkeys(map(named, names)))
     facts = load_facts(Store.open(store), protocol, empty, partial=partial, options=options)
     shown = [s for report in chosen if report.show for s in report.show(facts)]
     if not chosen:

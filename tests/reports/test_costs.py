@@ -7,6 +7,7 @@ from reports import costs
 from reports.facts import load_facts
 from results.store import Store
 from tests.protocols import toy
+from tests.reports.grid_toy import check_latex
 
 
 @pytest.fixture
@@ -89,10 +90,14 @@ def test_methods_come_in_the_order_of_the_main_table_under_its_headings(store):
 def test_the_page_and_the_numbers_are_written(store, tmp_path):
     add(store, 0, 0.5)
     paths = costs.write_costs(load_facts(store, "last", "tcseg"), tmp_path)
-    assert [p.name for p in paths] == ["costs.md", "costs.csv"]
+    assert [p.name for p in paths] == ["costs.md", "costs.csv", "costs.tex"]
     assert "| mt | cpu | 1 | 9.45 | 0.500 | 1.00 | 0.50 | 8.3 min |" in paths[0].read_text()
     assert "compare rows of one device" in paths[0].read_text()
     assert paths[1].read_text().splitlines()[1].endswith(",500.0000")
+    latex = paths[2].read_text()
+    check_latex(latex)
+    assert r"mt & cpu & 1 & 9.45 & 0.500 & 1.00 & 0.50 & 8.3 min \\" in latex
+    assert r"10\textsuperscript{9} bytes" in latex
 
 
 def test_nothing_finished_says_so(store, tmp_path):

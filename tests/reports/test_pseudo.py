@@ -6,6 +6,7 @@ from reports import pseudo
 from reports.facts import load_facts
 from results.store import Store
 from tests.protocols import toy
+from tests.reports.grid_toy import check_latex
 
 COUNTS = {
     ("supervised", 0): ((8, 2, 2, 88), (0, 0, 10, 90)),
@@ -93,12 +94,15 @@ def test_only_the_last_labels_of_the_main_predictor_of_finished_runs_count(fille
 
 def test_the_page_says_how_the_numbers_come_about(filled, tmp_path):
     paths = pseudo.write_pseudo(load_facts(filled, "last", "tcseg"), tmp_path)
-    assert [p.name for p in paths] == ["pseudo.md", "pseudo.csv", "pseudo.png", "pseudo.pdf"]
+    suffixes = ("md", "csv", "tex", "png", "pdf", "svg")
+    assert [p.name for p in paths] == [f"pseudo.{suffix}" for suffix in suffixes]
     text = paths[0].read_text()
     assert "| mt | 3 | 0.7000 | 0.9667 | 0.7000 |" in text
     assert "summed before dividing" in text
     assert "does not say whether it pools or averages" in text
     assert paths[1].read_text().splitlines()[0] == "setting,label,runs,ppv,npv,recall"
+    check_latex(paths[2].read_text())
+    assert r"mt & 3 & 0.7000 & 0.9667 & 0.7000 \\" in paths[2].read_text()
 
 
 def test_the_figure_has_a_marker_a_method_and_arrows_from_the_baseline(filled):
@@ -116,6 +120,27 @@ def test_the_figure_has_a_marker_a_method_and_arrows_from_the_baseline(filled):
         if isinstance(t, Annotation) and t.arrow_patch is not None
     }
     assert arrows == {(places["supervised"], places[name]) for name in ("mt", "dtc")}
+
+
+def test_every_marker_carries_its_recall_and_every_method_is_in_the_legend(filled):
+    long = "a-method-with-a-very-long-name (tau=0.1, tau_max=0.95, tau_min=0.05)"
+    for name in (long, "_hidden", "$x^{"):
+        toy.add(
+            filled,
+            toy.cases(run := toy.run_id("x", tag=str(len(name))), {1000: (0.5,)}),
+            toy.spec(name),
+            pseudo_labels=toy.pseudo(run, ((7, 3, 3, 87),)),
+        )
+    values = found(filled)
+    figure = pseudo.draw(values)
+    numbers = [t.get_text() for t in figure.axes[0].texts if t.get_text()]
+    assert sorted(numbers) == sorted(f"{recall:.2f}" for recall in values["recall"])
+    entries = [t.get_text().replace("\n", " ").strip() for t in figure.legends[0].get_texts()]
+    expected = sorted(label.replace("$", r"\$") for label in values["label"])
+    assert sorted(entries) == expected
+    figure.canvas.draw()
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
 def test_without_a_baseline_there_is_no_arrow(store):

@@ -1,13 +1,19 @@
 import csv
 import io
+from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from rich.console import Console
 
+from reports.drawing import legend, literal, write_figure
 from reports.render import (
+    Bold,
     Section,
     Sheet,
+    Underlined,
     console,
     csv_text,
     latex,
@@ -15,8 +21,10 @@ from reports.render import (
     markdown,
     markdown_text,
     write_file,
+    write_sheets,
 )
 from results.errors import UserError
+from tests.reports.grid_toy import check_latex
 
 NASTY = '=cmd|"x"!A1 <b>&\\input{/etc/passwd} _a_ [u](v) *x* `q` 50% $1 #2 ~3 ^4 {5}\n| new\x1b[31m'
 
@@ -109,3 +117,114 @@ def test_a_narrow_terminal_gets_groups_below_each_other_and_loses_nothing():
         assert text.count("a-long-method-name") == text.count("3/5") == tables
         assert all(text.count(number) == 1 for number in rows[0][2:])
         assert "…" not in text
+
+
+def test_marks_are_set_by_each_writer_and_their_text_is_escaped():
+    cells = (("m", Bold("a|_1"), Underlined("b&2")),)
+    columns = (("", "method"), ("", "x"), ("", "y"))
+    sheet = Sheet("t", columns, (Section("s", cells),), ())
+    assert r"| m | **a\|\_1** | <u>b&amp;2</u> |" in markdown(sheet)
+    assert r"m & \textbf{a\textbar{}\_1} & \underline{b\&2} \\" in latex(sheet)
+    screen = Console(width=80, file=io.StringIO(), force_terminal=True, color_system="standard")
+    screen.print(console(sheet))
+    text = screen.file.getvalue()
+    assert "\x1b[1ma|_1\x1b[0m" in text
+    assert "\x1b[4mb&2\x1b[0m" in text
+
+
+def test_commands_can_be_copied_from_every_page():
+    command = "bench run --method mt --set mt.weight_x=0.1"
+    sheet = Sheet("t", (("", "method"),), (), ("note",), commands=(command,))
+    assert f"```sh\n{command}\n```" in markdown(sheet)
+    assert f"% {command}\n" in latex(sheet)
+    screen = Console(width=120, file=io.StringIO(), color_system=None)
+    screen.print(console(sheet))
+    assert command in screen.file.getvalue()
+
+
+def test_a_command_stays_on_its_line():
+    sheet = Sheet("t", (("", "m"),), (), (), commands=("bench\n```\n\\input{x}",))
+    assert "\n```\n" not in markdown(sheet).split("```sh\n")[1].split("\n", 1)[0]
+    assert all(line.startswith("% ") for line in latex(sheet).splitlines() if "input" in line)
+
+
+def test_latex_without_rows_is_notes_only_and_without_groups_has_one_heading():
+    empty = latex(Sheet("t", (("", "method"),), (), ("nothing",)))
+    assert "tabular" not in empty
+    assert r"nothing\par" in empty
+    plain = latex(Sheet("t", (("", "a"), ("", "b")), (Section("s", (("x", "1"),)),), ()))
+    assert "\\toprule\na & b \\\\\n\\midrule" in plain
+    check_latex(plain)
+
+
+@pytest.mark.parametrize("start", ["[x]", "*"])
+def test_a_latex_row_never_begins_with_an_argument_of_the_line_break_before(start):
+    rows = (("a", "1"), (start, "2"))
+    text = latex(Sheet("t", (("", "a"), ("", "b")), (Section("s", rows),), ()))
+    (line,) = [line for line in text.splitlines() if "& 2" in line]
+    assert line.startswith("{")
+
+
+def test_wide_latex_is_set_small():
+    def of(width):
+        columns = tuple(("", str(place)) for place in range(width))
+        return latex(Sheet("t", columns, (Section("s", (("x",) * width,)),), ()))
+
+    assert r"\small" not in of(8)
+    assert r"\small" in of(9)
+
+
+def test_several_sheets_are_one_file_of_each_kind(tmp_path):
+    sheets = [page("first"), page("second")]
+    paths = write_sheets(sheets, pd.DataFrame({"a": [1]}), tmp_path, "x")
+    assert [p.name for p in paths] == ["x.md", "x.csv", "x.tex"]
+    assert paths[0].read_text() == markdown(sheets[0]) + "\n" + markdown(sheets[1])
+    assert paths[1].read_text() == "a\n1\n"
+    check_latex(paths[2].read_text())
+    assert paths[2].read_text().count(r"\begin{table}") == 2
+
+
+def drawing():
+    figure = Figure(layout="constrained")
+    axes = figure.add_subplot()
+    for place in range(2):
+        axes.plot([0, 1], [place, 1], gid='no "unique" <name>\x1b')
+    axes.set_title(literal("<b>&amp; --> $x$ 50%", 80))
+    axes.fill_between([0, 1], [0, 1], hatch="/")
+    return figure
+
+
+def test_figures_are_the_same_bytes_each_time_in_three_formats(tmp_path):
+    made = [write_figure(drawing(), tmp_path / name, "x") for name in ("a", "b")]
+    assert [p.name for p in made[0]] == ["x.png", "x.pdf", "x.svg"]
+    first, second = ([p.read_bytes() for p in paths] for paths in made)
+    assert first == second
+    assert first[0].startswith(b"\x89PNG")
+    assert first[1].startswith(b"%PDF")
+    assert b"dc:date" not in first[2]
+    assert b"CreationDate" not in first[1]
+
+
+def test_svg_is_well_formed_and_its_ids_are_unique(tmp_path):
+    svg = write_figure(drawing(), tmp_path, "x")[2].read_text()
+    ids = [e.get("id") for e in ElementTree.fromstring(svg).iter() if e.get("id")]
+    assert len(ids) == len(set(ids)) > 0
+
+
+def test_names_are_wrapped_at_their_parts():
+    text = literal("tcseg (tau_min=0.05, use_probability=False)", 20)
+    assert text == "tcseg (tau_min=0.05,\nuse_probability=\nFalse)"
+    assert literal("x" * 30, 15) == "x" * 15 + "\n" + "x" * 15
+
+
+@pytest.mark.parametrize("count", [1, 6, 14])
+def test_a_legend_fits_the_width_of_its_figure(count):
+    figure = Figure(figsize=(6.4, 6), layout="constrained")
+    figure.add_subplot()
+    names = [f"_method-{n} (use_confidence=False, tau={n}, more=1)" for n in range(count)]
+    legend(figure, [Line2D([], [], marker="o", label=name) for name in names])
+    figure.draw_without_rendering()
+    shown = [t.get_text().replace("\n", " ").strip() for t in figure.legends[0].get_texts()]
+    assert shown == names
+    box = figure.legends[0].get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width

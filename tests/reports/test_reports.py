@@ -12,10 +12,10 @@ from rich.console import Console
 
 from protocols.policies import POLICIES
 from protocols.statistics import STATISTICS
-from reports import REPORTS, best_vs_last, curves
+from reports import REPORTS, best_vs_last
 from reports.facts import load_facts
 from reports.report import tables, write_report
-from reports.table import flat, notes, sheet
+from reports.table import flat, notes, sheet, spread
 from results.errors import UserError
 from results.store import Store
 from tests.protocols import toy
@@ -81,19 +81,88 @@ def text_of(renderables, width=160):
 
 @pytest.mark.parametrize(("protocol", "step"), [("last", 3000), ("best", 2000)])
 def test_every_number_of_the_table_is_what_plain_numpy_says(store, protocol, step):
-    rows = cells(store, protocol)
-    for method in ("mt", "tcseg"):
-        dsc = np.array(expected(step, method))
-        row = rows[method]
-        assert row["DSC % ↑ median"] == f"{np.median(dsc):.2f}"
-        assert row["DSC % ↑ max"] == f"{dsc.max():.2f}"
-        assert row["DSC % ↑ min"] == f"{dsc.min():.2f}"
-        assert row["DSC % ↑ mean ± std"] == f"{dsc.mean():.2f} ± {dsc.std(ddof=1):.2f}"
-        assert row["ASD ↓ median"] == f"{np.median(10 - dsc / 10):.2f}"
-        assert row["ASD ↓ of max"] == f"{10 - dsc.max() / 10:.2f}"
-        assert row["HD95 ↓ of max"] == f"{30 - 0.3 * dsc.max():.2f}"
-    assert rows["mt"]["runs"] == "3/4"
-    assert rows["tcseg"]["runs"] == "3/3"
+    dsc = np.array(expected(step, "tcseg"))
+    row = cells(store, protocol)["tcseg"]
+    assert row["runs"] == "3/3"
+    assert row["DSC % ↑ median"] == f"{np.median(dsc):.2f}"
+    assert row["DSC % ↑ max"] == f"{dsc.max():.2f}"
+    assert row["DSC % ↑ min"] == f"{dsc.min():.2f}"
+    assert row["DSC % ↑ mean ± std"] == f"{dsc.mean():.2f} ± {dsc.std(ddof=1):.2f}"
+    assert row["median DSC interval"] == f"[{dsc.min():.2f}, {dsc.max():.2f}]"
+    assert row["ASD ↓ median"] == f"{np.median(10 - dsc / 10):.2f}"
+    assert row["ASD ↓ of max"] == f"{10 - dsc.max() / 10:.2f}"
+    assert row["HD95 ↓ of max"] == f"{30 - 0.3 * dsc.max():.2f}"
+
+
+@pytest.mark.parametrize(("protocol", "step"), [("last", 3000), ("best", 2000)])
+def test_a_failed_run_stays_in_the_denominator_of_every_number(store, protocol, step):
+    best, middle, worst = expected(step, "mt")
+    row = cells(store, protocol)["mt"]
+    assert row["runs"] == "3/4 (1 failed)"
+    assert row["DSC % ↑ median"] == f"{(middle + worst) / 2:.2f}"
+    assert row["DSC % ↑ max"] == f"{best:.2f}"
+    assert row["DSC % ↑ min"] == "failed"
+    assert row["DSC % ↑ mean ± std"] == "–"
+    assert row["median DSC interval"] == f"[failed, {best:.2f}]"
+    assert row["ASD ↓ median"] == f"{10 - (middle + worst) / 20:.2f}"
+    assert row["ASD ↓ of max"] == f"{10 - best / 10:.2f}"
+
+
+def test_a_method_of_which_every_run_failed_has_a_row_that_says_so(empty_store):
+    for seed in range(2):
+        rows = toy.cases(toy.run_id(seed=seed), {1000: (0.9,)})
+        toy.add(empty_store, rows, toy.spec(seed=seed), state="failed")
+    row = cells(empty_store, "last")["mt"]
+    assert row["runs"] == "0/2 (2 failed)"
+    assert [row[f"DSC % ↑ {name}"] for name in ("median", "max", "min")] == ["failed"] * 3
+    assert row["median DSC interval"] == "[failed, failed]"
+    assert row["HD95 ↓ of max"] == "failed"
+
+
+def spreads(store, protocol="last"):
+    """Cells of the table of every statistic, by method and metric."""
+    page = spread(load_facts(store, protocol, "tcseg"))
+    names = [" ".join(filter(None, c)) for c in page.columns]
+    return {row[:2]: dict(zip(names, row, strict=True)) for s in page.sections for row in s.rows}
+
+
+def test_every_statistic_of_every_metric_is_what_plain_numpy_says(store):
+    rows = spreads(store)
+    dsc = np.array(expected(3000, "tcseg"))
+    for metric, values in {
+        "DSC % ↑": dsc,
+        "ASD mm ↓": 10 - dsc / 10,
+        "HD95 mm ↓": 30 - 0.3 * dsc,
+    }.items():
+        row = rows["tcseg", metric]
+        half = 4.302652729911275 * values.std(ddof=1) / np.sqrt(3)
+        numbers = {
+            "median of metric": np.median(values),
+            "median run value": np.median(values),
+            "over runs mean": values.mean(),
+            "over runs std": values.std(ddof=1),
+            "over runs SE": values.std(ddof=1) / np.sqrt(3),
+            "trimmed IQM": values.mean(),
+            "extremes largest": values.max(),
+            "extremes smallest": values.min(),
+        }
+        assert {name: row[name] for name in numbers} == {k: f"{v:.2f}" for k, v in numbers.items()}
+        low, high = values.mean() - half, values.mean() + half
+        assert row["of the mean 95 % CI"] == f"[{low:.2f}, {high:.2f}]"
+        assert row["median interval"] == f"[{values.min():.2f}, {values.max():.2f}]"
+        assert (row["n"], row["median coverage"], row["median run seed"]) == ("3", "75 %", "1")
+
+
+def test_every_statistic_knows_of_the_failed_run(store):
+    best, middle, worst = expected(3000, "mt")
+    row = spreads(store)["mt", "DSC % ↑"]
+    assert (row["n"], row["median coverage"]) == ("4", "87.5 %")
+    assert row["median of metric"] == f"{(middle + worst) / 2:.2f}"
+    assert (row["median run value"], row["median run seed"]) == (f"{worst:.2f}", "2")
+    of_means = ("over runs mean", "over runs std", "over runs SE", "of the mean 95 % CI")
+    assert {row[name] for name in (*of_means, "trimmed IQM")} == {"–"}
+    assert (row["extremes largest"], row["extremes smallest"]) == (f"{best:.2f}", "failed")
+    assert spreads(store)["mt", "ASD mm ↓"]["extremes largest"] == "failed"
 
 
 def test_beside_best_stands_what_the_choice_adds(store):
@@ -116,11 +185,34 @@ def test_the_notes_say_what_the_numbers_are(store):
         assert "Max: the run with the highest DSC" in text
         assert "Median: over runs, of each metric by itself" in text
         assert "sample standard deviation over runs (n − 1)" in text
-        assert all(STATISTICS[s].meaning in text for s in STATISTICS if s != "maximum")
-        assert "failed and unfinished runs have no number but stay in the count" in text
+        assert "of 3 runs [min, max]: 75 %; of 4 runs [min, max]: 87.5 %" in text
+        assert "A failed run counts as worse than any number" in text
+        assert "Runs without a record yet count in no statistic" in text
         assert f"policy tcseg: {POLICIES['tcseg'].meaning}" in text
         assert "mean over 2 test cases; ASD and HD95 in mm" in text
         assert "Profile mini is not the published scale" in text
+
+
+def test_the_notes_of_every_statistic_say_what_it_is(store):
+    page = spread(load_facts(store, "best", "tcseg"))
+    said = " ".join(page.notes)
+    shown = [s for s in STATISTICS if not s.endswith(("_low", "_high")) and s != "best_run"]
+    assert all(STATISTICS[s].meaning in said for s in shown)
+    assert "95 % CI: 95 % confidence interval of the mean over runs by Student's t" in said
+    assert "of 3 runs [min, max]: 75 %" in said
+    assert "Selected on test, out of 3 evaluations of each run." in said
+
+
+def test_five_runs_have_an_interval_of_93_75_percent_and_ten_one_inside_their_extremes(empty_store):
+    for method, count in (("mt", 5), ("dtc", 10)):
+        for seed in range(count):
+            rows = toy.cases(toy.run_id(method, seed), {1000: (0.5 + 0.01 * seed,)})
+            toy.add(empty_store, rows, toy.spec(method, seed=seed))
+    said = " ".join(notes(load_facts(empty_store, "last", "tcseg")))
+    assert "of 5 runs [min, max]: 93.75 %; of 10 runs [2nd lowest, 2nd highest]: 97.85 %" in said
+    rows = cells(empty_store, "last")
+    assert rows["mt"]["median DSC interval"] == "[50.00, 54.00]"
+    assert rows["dtc"]["median DSC interval"] == "[51.00, 58.00]"
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -158,7 +250,7 @@ def test_a_full_and_a_partial_data_set_never_share_a_row(store):
         "la, 8 labelled / 72 unlabelled, profile mini; distances in mm",
         "la (partial: 20 cases), 8 labelled / 72 unlabelled, profile mini; distances in mm",
     ]
-    assert [r[1] for s in page.sections for r in s.rows] == ["3/3", "3/4", "1/1"]
+    assert [r[1] for s in page.sections for r in s.rows] == ["3/3", "3/4 (1 failed)", "1/1"]
     assert any("is a partial copy" in note for note in page.notes)
 
 
@@ -229,9 +321,9 @@ def test_what_is_to_be_known_of_a_dataset_is_said_once(empty_store, tmp_path):
 
 def test_unfinished_runs_are_counted_and_with_partial_shown_and_marked(store):
     begin(store, 4, {1000: (0.9, 1.0)})
-    assert cells(store, "last")["mt"]["runs"] == "3/5"
+    assert cells(store, "last")["mt"]["runs"] == "3/5 (1 failed)"
     row = cells(store, "last", partial=True)["mt"]
-    assert row["runs"] == "3/5 (+1)"
+    assert row["runs"] == "3/5 (1 failed) (+1)"
     assert row["DSC % ↑ max"] == "95.00"
     said = " ".join(notes(load_facts(store, "last", "tcseg", partial=True)))
     assert "PARTIAL: 1 unfinished run(s), marked (+…)" in said
@@ -247,7 +339,7 @@ def test_partial_works_before_any_run_has_ended(empty_store):
 def test_only_the_wanted_runs_are_shown(store):
     wanted = [toy.run_id("mt", s) for s in (1, 3)]
     assert list(cells(store, "last", runs=wanted)) == ["mt"]
-    assert cells(store, "last", runs=wanted)["mt"]["runs"] == "1/2"
+    assert cells(store, "last", runs=wanted)["mt"]["runs"] == "1/2 (1 failed)"
     assert (
         "tcseg"
         not in text_of(tables(store.path, "last", runs=wanted)).replace("policy", "").split("·")[0]
@@ -267,10 +359,15 @@ def test_several_predictors_are_a_column(empty_store):
 def test_the_csv_carries_the_protocol_in_each_row(store):
     table = flat(load_facts(store, "best", "tcseg"))
     row = table[table["label"] == "mt"].iloc[0]
+    assert (row["failed"], row["counted"], row["dsc_percent_minimum"]) == (1, 4, "failed")
+    assert np.isnan(row["dsc_percent_mean"])
+    assert row["dsc_percent_best_run"] == pytest.approx(max(expected(2000, "mt")))
+    row = table[table["label"] == "tcseg"].iloc[0]
     assert (row["rule"], row["selected_on"], row["evaluations"]) == ("best", "test", 3)
-    assert (row["policy"], row["unit"], row["finished"], row["started"]) == ("tcseg", "mm", 3, 4)
-    assert row["dsc_percent_median"] == pytest.approx(np.median(expected(2000, "mt")))
-    assert row["asd_median"] == pytest.approx(10 - np.median(expected(2000, "mt")) / 10)
+    assert (row["policy"], row["unit"], row["finished"], row["started"]) == ("tcseg", "mm", 3, 3)
+    assert row["dsc_percent_median"] == pytest.approx(np.median(expected(2000, "tcseg")))
+    assert row["asd_median"] == pytest.approx(10 - np.median(expected(2000, "tcseg")) / 10)
+    assert (row["median_coverage"], row["median_seed"]) == (0.75, "1")
 
 
 # The figures
@@ -309,22 +406,11 @@ def test_the_figure_has_a_column_per_setting_and_a_block_per_method(tmp_path):
     assert [t.get_text() for t in figure.axes[0].texts] == ["mt", "tcseg"]
 
 
-def test_curves_hold_every_evaluation_of_every_finished_run(store):
-    values = curves.curves(load_facts(store, "last", "tcseg"))
-    assert len(values) == 2 * 3 * 3
-    first = values[values["run"] == toy.run_id("mt", 1)]
-    assert first["dsc"].tolist() == pytest.approx([expected(s, "mt")[1] for s in STEPS])
-    lines = {line.get_gid(): line for line in curves.draw(values).axes[0].lines}
-    medians = [np.median(expected(s, "mt")) for s in STEPS]
-    assert lines["median mt"].get_ydata() == pytest.approx(medians)
-
-
-def test_figures_of_nothing_finished_say_so(empty_store):
+def test_a_figure_of_nothing_finished_says_so(empty_store):
     begin(empty_store, 0)
     facts = load_facts(empty_store, "last", "tcseg")
-    for module, data in ((best_vs_last, best_vs_last.pairs), (curves, curves.curves)):
-        figure = module.draw(data(facts))
-        assert "no run has finished yet" in figure.texts[0].get_text().replace("\n", " ")
+    figure = best_vs_last.draw(best_vs_last.pairs(facts))
+    assert "no run has finished yet" in figure.texts[0].get_text().replace("\n", " ")
 
 
 # Whole reports
@@ -334,8 +420,10 @@ def test_a_report_is_files_and_a_table_for_the_terminal(store, tmp_path):
     made = write_report(store.path, "best", tmp_path / "out")
     assert [p.name for p in made.paths] == [
         *(f"table-best.{suffix}" for suffix in ("md", "csv", "tex")),
-        *("best-vs-last.png", "best-vs-last.pdf", "curves.png", "curves.pdf"),
-        *("pseudo.md", "pseudo.csv", "pseudo.png", "pseudo.pdf", "costs.md", "costs.csv"),
+        *(f"best-vs-last.{suffix}" for suffix in ("png", "pdf", "svg")),
+        *(f"trajectories.{suffix}" for suffix in ("csv", "png", "pdf", "svg")),
+        *(f"pseudo.{suffix}" for suffix in ("md", "csv", "tex", "png", "pdf", "svg")),
+        *(f"costs.{suffix}" for suffix in ("md", "csv", "tex")),
     ]
     shown = text_of(made.tables)
     markdown = made.paths[0].read_text()
@@ -379,8 +467,8 @@ def test_names_that_are_code_elsewhere_are_text_in_every_file(empty_store, tmp_p
 
 
 def test_reports_are_chosen_by_name(store, tmp_path):
-    made = write_report(store.path, "last", tmp_path / "out", names=["curves"])
-    assert [p.name for p in made.paths] == ["curves.png", "curves.pdf"]
+    made = write_report(store.path, "last", tmp_path / "out", names=["costs"])
+    assert [p.name for p in made.paths] == ["costs.md", "costs.csv", "costs.tex"]
 
 
 @pytest.mark.parametrize(
@@ -432,12 +520,14 @@ def test_a_run_that_ends_while_it_is_being_read_counts_once(store, monkeypatch):
         return real(self, name, file)
 
     monkeypatch.setattr(Store, "read_work", ends_first)
-    assert cells(store, "last")["mt"]["runs"] == "4/5"
+    assert cells(store, "last")["mt"]["runs"] == "4/5 (1 failed)"
 
 
 def test_reports_are_registered_by_what_they_write(store, tmp_path):
     facts = load_facts(store, "last", "tcseg")
     for name, report in REPORTS.items():
+        if name == "slices":  # it needs images: tests/reports/test_slices.py
+            continue
         assert all(path.name.startswith(name) for path in report.write(facts, tmp_path))
 
 
