@@ -29,6 +29,8 @@ PROBE_SIDE = 48
 
 _BYTES_PER_ROW = 40
 _BYTES_PER_RUN = 30_000
+_BYTES_PER_MASK = 10_000
+"""Of a left atrium at full resolution; smaller volumes take less."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,13 @@ def costs(jobs: Sequence[Job], device: torch.device, threads: int) -> dict[str, 
         spec = job.spec
         kind = (spec.method, spec.recipe, spec.dataset, spec.profile, spec.predictors)
         if kind not in measured:
-            measured[kind] = _cost(spec, open_dataset(job.source, job.data), device)
+            dataset = open_dataset(job.source, job.data)
+            measured[kind] = _cost(spec, dataset, device, len(job.kept))
         found[spec.run_id] = measured[kind]
     return found
 
 
-def _cost(spec: RunSpec, dataset: Dataset, device: torch.device) -> Cost:
+def _cost(spec: RunSpec, dataset: Dataset, device: torch.device, kept: int) -> Cost:
     learner = build_learner(spec, dataset.card.channels, device)
     rate = _rate(spec, dataset, learner, device)
     evaluations = len(spec.evaluated)
@@ -68,7 +71,9 @@ def _cost(spec: RunSpec, dataset: Dataset, device: torch.device) -> Cost:
     momentum = sum(p.numel() * 4 for p in learner.nets.parameters() if p.requires_grad)
     return Cost(
         seconds=seconds,
-        stored_bytes=_BYTES_PER_RUN + _BYTES_PER_ROW * evaluations * cases * predictors,
+        stored_bytes=_BYTES_PER_RUN
+        + _BYTES_PER_ROW * evaluations * cases * predictors
+        + _BYTES_PER_MASK * kept * cases * predictors,
         working_bytes=2 * (state + momentum),
     )
 
@@ -115,6 +120,8 @@ def _made_batch(spec: RunSpec, channels: int, patch: Triple, device: torch.devic
         for name in spec.method.inputs
         if name in EXTRAS
     }
+    paired = {"overlap": images, "shift": torch.zeros(len(images), 3, dtype=torch.int64)}
+    extras |= {name: x for name, x in paired.items() if name in spec.method.inputs}
     return Batch(images[:count], label, images[count:], extras)
 
 

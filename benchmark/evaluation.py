@@ -11,18 +11,41 @@ from typing import Any
 import numpy as np
 import torch
 from joblib import Parallel, delayed
-from numpy.typing import NDArray
 
 from benchmark.data.base import Geometry, Split, Volume
 from benchmark.inference import segment, sliding_window
 from benchmark.metrics import Reference, case_metrics, prepare_reference
 from benchmark.trainer import Diverged
 from methods.base import Predictor
-
-Mask = NDArray[np.bool_]
+from results.predictions import Mask, columns_of
 
 WINDOWS_AT_ONCE = 4
 """Of the sliding window; part of the engine's numbers, by rounding."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one predictor makes of one case at one step; mask (X, Y, Z) at the run's scale."""
+
+    step: int
+    predictor: str
+    split: Split
+    case: str
+    mask: Mask
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What identifies its row in a table of the run."""
+        return {
+            "step": self.step,
+            "predictor": self.predictor,
+            "split": self.split,
+            "case": self.case,
+        }
+
+    def packed(self) -> dict[str, Any]:
+        """Its row of the `predictions` table, but for the run."""
+        return self.key | columns_of(self.mask)
 
 
 @dataclass(frozen=True)
@@ -39,32 +62,32 @@ class Evaluator:
     threads: int
     segmented: Callable[[float], None]
 
-    def cases(
+    def predictions(
         self,
         predictors: Mapping[str, Predictor],
         splits: Mapping[Split, Sequence[str]],
         step: int,
-        references: Callable[[str], Reference],
-    ) -> list[dict[str, Any]]:
-        """Rows of the `cases` table, but for the run: every predictor on every case.
+    ) -> list[Prediction]:
+        """Every predictor on every case.
 
         Raises:
             Diverged: a prediction is not finite.
         """
-        keys: list[dict[str, Any]] = []
-        masks: list[Mask] = []
-        for split, names in splits.items():
-            for case in names:
-                for predictor, mask in self._segmented(predictors, case, step):
-                    keys.append(
-                        {"step": step, "predictor": predictor, "split": split, "case": case}
-                    )
-                    masks.append(mask)
+        return [
+            Prediction(step, predictor, split, case, mask)
+            for split, names in splits.items()
+            for case in names
+            for predictor, mask in self._segmented(predictors, case, step)
+        ]
+
+    def cases(
+        self, predictions: Sequence[Prediction], references: Callable[[str], Reference]
+    ) -> list[dict[str, Any]]:
+        """Rows of the `cases` table, but for the run: the predictions measured."""
         measured = Parallel(n_jobs=self.threads, prefer="threads")(
-            delayed(case_metrics)(mask, references(key["case"]))
-            for key, mask in zip(keys, masks, strict=True)
+            delayed(case_metrics)(p.mask, references(p.case)) for p in predictions
         )
-        return [k | asdict(m) for k, m in zip(keys, measured, strict=True)]
+        return [p.key | asdict(m) for p, m in zip(predictions, measured, strict=True)]
 
     def pseudo(
         self, predictors: Mapping[str, Predictor], names: Iterable[str], step: int

@@ -31,8 +31,8 @@ from benchmark.spec import RunSpec, canonical_json
 from benchmark.trainer import Diverged, Learner, evaluating, make_learner, train
 from methods.base import Predictor
 from results.errors import UserError
-from results.schema import TABLES
-from results.store import Store
+from results.schema import TABLES, Keep
+from results.store import RUN_TABLES, Store
 
 Outcome = Literal["finished", "failed"]
 EVALUATED_SPLITS: tuple[Split, ...] = ("val", "test")
@@ -56,6 +56,7 @@ class Job:
     data:    the data root.
     label, unit, unlabelled: of the dataset, and how many volumes it leaves unlabelled.
     plugins: files that hold methods from outside the harness.
+    keep:    of which evaluations the predictions are stored; no part of the run's identity.
     """
 
     spec: RunSpec
@@ -65,6 +66,13 @@ class Job:
     unit: str
     unlabelled: int
     plugins: tuple[str, ...] = ()
+    keep: Keep = Keep.NONE
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Steps whose predictions are stored."""
+        choices = {Keep.NONE: (), Keep.LAST: (self.spec.steps,), Keep.ALL: self.spec.evaluated}
+        return choices[self.keep]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,7 @@ def announce(job: Job, store: Store) -> None:
         "dataset": job.source,
         "data": str(job.data.resolve()),
         "plugins": list(job.plugins),
+        "keep_predictions": job.keep,
         "row": row_of(job),
     }
     store.write_work(job.spec.run_id, JOB_FILE, canonical_json(content))
@@ -200,7 +209,7 @@ class _Attempt:
         self.spec, self.run_id, self.store, self.folder = job.spec, job.spec.run_id, store, folder
         (folder / ERROR_FILE).unlink(missing_ok=True)
         self.device = device
-        self.due = job.spec.evaluated
+        self.due, self.kept = job.spec.evaluated, job.kept
         self.row, self.plugins = row_of(job), job.plugins
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
@@ -221,6 +230,7 @@ class _Attempt:
     def execute(self) -> None:
         """Train to the end from the newest checkpoint, and commit what came of it."""
         done = self._resume()
+        self._require_predictions(done)
         self.reporter.begin(done, sum(s <= done for s in self.due))
         sample = build_sampler(self.spec, self.world, self.device)
         try:
@@ -253,6 +263,23 @@ class _Attempt:
         self.store.drop_parts_after(self.run_id, step)
         return step
 
+    def _require_predictions(self, done: int) -> None:
+        """Refuse to go on where predictions are asked for that were not kept.
+
+        Raises:
+            UserError: says what to do.
+        """
+        passed = {step for step in self.kept if step <= done}
+        if not passed:
+            return
+        missing = passed - set(self.store.read_parts(self.run_id, "predictions")["step"])
+        if missing:
+            raise UserError(
+                f"run {self.run_id} was evaluated at step {min(missing)} without keeping its "
+                "predictions, and is past it. Go on without --keep-predictions, or delete "
+                f"{self.folder} to begin it anew"
+            )
+
     def _state(self) -> dict[str, Any]:
         return {"learner": self.learner.state(), "environments": json.dumps(self.environments)}
 
@@ -263,10 +290,13 @@ class _Attempt:
     def _evaluate(self, step: int) -> None:
         with evaluating(self.learner.nets):
             with self.reporter.timing("evaluating"):
-                cases = self.evaluator.cases(
-                    self.predictors, self.world.evaluated, step, self.references
+                predictions = self.evaluator.predictions(
+                    self.predictors, self.world.evaluated, step
                 )
+                cases = self.evaluator.cases(predictions, self.references)
             self._keep("cases", step, cases)
+            if step in self.kept:
+                self._keep("predictions", step, [p.packed() for p in predictions])
             if step == self.spec.steps and self.world.unlabelled:
                 with self.reporter.timing("pseudo-labels"):
                     pseudo = self.evaluator.pseudo(self.predictors, self.world.unlabelled, step)
@@ -281,7 +311,8 @@ class _Attempt:
 
     def _commit(self, state: Outcome, error: str) -> None:
         self.reporter.enter("committing")
-        tables = {t: self.store.read_parts(self.run_id, t) for t in ("cases", "history", "pseudo")}
+        names = [*RUN_TABLES, *(["predictions"] if self.kept else [])]
+        tables = {name: self.store.read_parts(self.run_id, name) for name in names}
         evaluated = set(tables["cases"]["step"])
         if state == "finished" and evaluated != set(self.due):
             raise UserError(

@@ -18,6 +18,7 @@ from benchmark.spec import RunSpec, override, recipe_of
 from methods.base import Method
 from results.errors import UserError
 from results.lookup import find, unknown
+from results.schema import Keep
 from results.store import Store
 
 
@@ -28,6 +29,7 @@ class Request:
     ratios:    shares of the training volumes that are labelled.
     labelled:  numbers of labelled volumes; exactly one of the two is given.
     overrides: "method", "profile" or "recipe" -> field -> text.
+    keep:      of which evaluations the predictions are stored.
     """
 
     methods: Mapping[str, type[Method]]
@@ -41,6 +43,7 @@ class Request:
     overrides: Mapping[str, Mapping[str, str]]
     data: Path
     plugins: tuple[str, ...] = ()
+    keep: Keep = Keep.NONE
 
 
 @dataclass
@@ -106,9 +109,33 @@ def grid(request: Request) -> list[Job]:
                         unit=dataset.card.unit,
                         unlabelled=len(dataset.splits["train"]) - count,
                         plugins=request.plugins,
+                        keep=request.keep,
                     )
                 )
     return jobs
+
+
+def require_predictions(jobs: Sequence[Job], store: Store) -> None:
+    """Refuse to ask for predictions of runs that have finished without them.
+
+    Raises:
+        UserError: names such runs and says what to do.
+    """
+    without = []
+    for job in jobs:
+        run = job.spec.run_id
+        if not job.kept or not store.is_done(run) or store.state(run) != "finished":
+            continue
+        kept = store.read("predictions", [run], ["step"]) if store.has("predictions", run) else None
+        if kept is None or set(job.kept) - set(kept["step"]):
+            without.append(run)
+    if without:
+        more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+        raise UserError(
+            f"finished without the predictions that --keep-predictions {jobs[0].keep} asks for: "
+            f"{', '.join(without[:3])}{more}. A finished run is never changed: give another "
+            "--store to train them again (their numbers will be the same), or leave the option out"
+        )
 
 
 def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -> Summary:

@@ -24,6 +24,7 @@ from benchmark.plugins import resolve
 from benchmark.runner import ERROR_FILE, JOB_FILE, LOG_FILE, Busy, Job, clean, run
 from benchmark.spec import spec_from_canonical
 from results.errors import UserError
+from results.schema import Keep
 from results.store import Store
 
 DONE, ERROR, BUSY = 0, 3, 4
@@ -45,6 +46,7 @@ def read_job(store: Store, run_id: str) -> Job:
         unit=row["unit"],
         unlabelled=row["unlabelled"],
         plugins=tuple(data["plugins"]),
+        keep=Keep(data.get("keep_predictions", Keep.NONE)),
     )
 
 

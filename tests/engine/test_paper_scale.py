@@ -51,7 +51,8 @@ def test_two_steps_and_one_volume_at_the_papers_sizes(tmp_path: Path) -> None:
     with evaluating(learner.nets):
         predictors = chosen_predictors(spec, learner)
         references = reference_cache(world.volumes)
-        (row,) = evaluator.cases(predictors, {"test": (case,)}, 2, references)
+        predictions = evaluator.predictions(predictors, {"test": (case,)}, 2)
+        (row,) = evaluator.cases(predictions, references)
     truth = int(world.volumes[case].label.sum())
     assert len(seconds) == 1
     assert row["tp"] + row["fn"] == truth
