@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmark.data.sampling import EXTRAS
+from benchmark.data.sampling import EXTRAS, INPUTS, crop_into
 from benchmark.networks import initialise
 from benchmark.seeding import generator, seeded_torch, torch_generator
 from benchmark.trainer import Learner, make_learner, train_step
@@ -38,11 +38,10 @@ RUN = tuple(Step(index, TOTAL) for index in range(TOTAL))
 STEPS = (RUN[0], RUN[TOTAL // 2], RUN[-1])
 """Where in the run terms are looked at."""
 
-INPUTS = ("image", "label", "unlabelled", *EXTRAS)
-"""All that a method can ask a batch to carry."""
-
 _NAME = re.compile(r"[a-z0-9-]+")
-_PAPER = re.compile(r"arXiv:\d{4}\.\d{4,5}|10\.\d{4,9}/\S+|[A-Za-z]+ \d{4}, PMLR \d+")
+_PAPER = re.compile(
+    r"arXiv:\d{4}\.\d{4,5}|10\.\d{4,9}/\S+|[A-Za-z]+ \d{4}, (PMLR \d+|pp\. \d+-\d+)"
+)
 
 
 class DeclaredExtras(dict[str, Tensor]):
@@ -73,6 +72,13 @@ def make_batch(method: Method, seed: int) -> Batch:
         for name, make in EXTRAS.items()
         if name in method.inputs
     }
+    count = 4 if "unlabelled" in method.inputs else 2
+    shift = draw.integers(-SIDE // 4, SIDE // 4, size=(count, 3), endpoint=True)
+    overlap = torch.zeros_like(images[:count])
+    for second, first, (x, y, z) in zip(overlap, images, shift.tolist(), strict=False):
+        crop_into(second.numpy(), first.numpy(), (x, y, z))
+    paired = {"overlap": overlap, "shift": torch.from_numpy(shift)}
+    extras |= {name: x for name, x in paired.items() if name in method.inputs}
     return Batch(
         image=images[:2],
         label=torch.from_numpy(label[:2]).long(),

@@ -34,21 +34,46 @@ class NetOutput(NamedTuple):
     """What one decoder of a network gives.
 
     logits:   (B, 2, X, Y, Z) class scores.
-    features: (B, F, X, Y, Z) embedding of each voxel, the input of the last convolution.
+    features: (B, F, X, Y, Z) embedding of each voxel, the input of the last convolution; of the
+              coarser outputs of a pyramid at their level's resolution.
     distance: (B, 1, X, Y, Z) signed distance in [-1, 1], negative inside; None without that head.
+    deepest:  (B, D, X', Y', Z') what the encoder gives at its coarsest level; of "vnet" only.
+    maps:     what the encoder gives at each level, full resolution first, then the gated skips in
+              the same order; of "vnet-attention" only.
     """
 
     logits: Tensor
     features: Tensor
     distance: Tensor | None = None
+    deepest: Tensor | None = None
+    maps: tuple[Tensor, ...] = ()
 
 
 class NetworkFactory(Protocol):
     """Builds a network by its name in the run's width, depth and channels.
 
     "vnet" returns a module giving a `NetOutput`; "vnet-two-decoders" gives a tuple of two.
+    "vnet-two-decoders-trilinear" gives two, "vnet-three-decoders" three, for MC-Net and MC-Net+.
+    "vnet-three-decoders-complementary" gives three that differ in their skips, for CC-Net.
+    "vnet-pyramid" gives one for each level of its decoder, finest first, all as large as the image.
+    "vnet-half-features" gives one, its features from half the resolution, for CPCL and AC-MT.
+    "vnet-three-heads" gives three, for CoraNet.
+    "vnet-attention" gives one; its skips pass through attention gates, for TAC.
+    "vnet-resnet" gives one; its encoder is a 3D ResNet-34, for MCF.
     Each call draws fresh weights from the run's `init` axis.
+
+    The run's size, for layers that a method adds itself, such as a critic:
+
+    channels: of the image.
+    width:    channels at full resolution, doubled at each level.
+    levels:   resolutions.
+    dropout:  probability of dropping a channel.
     """
+
+    channels: int
+    width: int
+    levels: int
+    dropout: float
 
     def __call__(self, name: str = "vnet", *, distance_head: bool = False) -> nn.Module:
         """Build the network."""
@@ -61,8 +86,13 @@ class Batch:
     image:      (L, C, X, Y, Z) float32, labelled.
     label:      (L, X, Y, Z) int64 in {0, 1}.
     unlabelled: (U, C, X, Y, Z) float32; U = 0 unless the method's `inputs` name it.
-    extras:     further inputs the method declared, by name ("sdf": (L, 1, X, Y, Z), signed
-                distance of the label normalised to [-1, 1], negative inside).
+    extras:     further inputs the method declared, by name:
+                "sdf": (L, 1, X, Y, Z), signed distance of the label normalised to [-1, 1],
+                negative inside;
+                "overlap": (L + U, C, X, Y, Z), of each volume, labelled first, a second crop that
+                overlaps the first;
+                "shift": (L + U, 3) int64 on the CPU, where the second crop begins minus where the
+                first does, in voxels: voxel v of the second is voxel v + shift of the first.
     """
 
     image: Tensor

@@ -11,6 +11,10 @@ Augmentation. The field's transforms with their quirks, kept because published n
   never trained on.
 * `RandomCrop` pads every axis with zeros once one axis is not longer than the patch, even axes up
   to four voxels longer than it. Its start excludes the last possible offset.
+
+Overlap. A method may declare a second crop of every volume that overlaps the first, for
+consistency under translation: see `draw_overlapping`. The first crop is the one that all methods
+see, and both are turned alike.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -35,6 +39,21 @@ LABELLED: Final = 0
 UNLABELLED: Final = 1
 
 
+class Patches(NamedTuple):
+    """Crops of one stream.
+
+    image:   (B, C, X, Y, Z).
+    label:   (B, X, Y, Z).
+    overlap: (B, C, X, Y, Z), a second crop of each volume; empty unless an input needs it.
+    shift:   (B, 3), where the second crop begins minus where the first does, in voxels.
+    """
+
+    image: NDArray[np.float32]
+    label: NDArray[np.uint8]
+    overlap: NDArray[np.float32]
+    shift: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Makes the batch of any step; equal arguments give equal bytes.
@@ -44,7 +63,7 @@ class Sampler:
     unlabelled:   cases of the unlabelled stream; may be empty if `inputs` does not name it.
     patch:        size of a crop in voxels.
     augmentation: of the dataset's card.
-    inputs:       what the method declares: "image", "label", "unlabelled", or a name in `EXTRAS`.
+    inputs:       what the method declares, of `INPUTS`.
     seed:         the run's seed.
     labelled_batch, unlabelled_batch: volumes a batch.
     device:       where batches go.
@@ -66,10 +85,9 @@ class Sampler:
     device: torch.device | str = "cpu"
 
     def __post_init__(self) -> None:
-        known = ("image", "label", "unlabelled", *EXTRAS)
         for name in self.inputs:
-            if name not in known:
-                raise unknown("input", name, known)
+            if name not in INPUTS:
+                raise unknown("input", name, INPUTS)
         if not self.labelled:
             raise ValueError("there is no labelled case to draw from")
         if "unlabelled" in self.inputs and not self.unlabelled:
@@ -77,20 +95,26 @@ class Sampler:
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
-        images, labels = self._patches(step, LABELLED)
+        labelled = self._patches(step, LABELLED)
         if "unlabelled" in self.inputs:
-            unlabelled, _ = self._patches(step, UNLABELLED)
+            unlabelled = self._patches(step, UNLABELLED)
         else:
-            unlabelled = np.zeros((0, *images.shape[1:]), np.float32)
+            image, label, overlap, shift = labelled
+            unlabelled = Patches(image[:0], label[:0], overlap[:0], shift[:0])
+        extras = {
+            name: self._tensor(np.stack([make(label) for label in labelled.label])[:, None])
+            for name, make in EXTRAS.items()
+            if name in self.inputs
+        }
+        if "overlap" in self.inputs:
+            extras["overlap"] = self._tensor(np.concatenate([labelled.overlap, unlabelled.overlap]))
+        if "shift" in self.inputs:
+            extras["shift"] = torch.from_numpy(np.concatenate([labelled.shift, unlabelled.shift]))
         return Batch(
-            image=self._tensor(images),
-            label=self._tensor(labels).long(),
-            unlabelled=self._tensor(unlabelled),
-            extras={
-                name: self._tensor(np.stack([make(label) for label in labels])[:, None])
-                for name, make in EXTRAS.items()
-                if name in self.inputs
-            },
+            image=self._tensor(labelled.image),
+            label=self._tensor(labelled.label).long(),
+            unlabelled=self._tensor(unlabelled.image),
+            extras=extras,
         )
 
     def cases(self, step: int, stream: int) -> list[str]:
@@ -104,12 +128,18 @@ class Sampler:
             drawn.append(names[order[place]])
         return drawn
 
-    def _patches(self, step: int, stream: int) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-        """The augmented crops of a stream: images (B, C, X, Y, Z) and labels (B, X, Y, Z)."""
+    def _patches(self, step: int, stream: int) -> Patches:
+        """The augmented crops of a stream."""
         cases = self.cases(step, stream)
         channels = len(self.volumes[cases[0]].image)
-        images = np.zeros((len(cases), channels, *self.patch), np.float32)
-        labels = np.zeros((len(cases), *self.patch), np.uint8)
+        paired = "overlap" in self.inputs or "shift" in self.inputs
+        shape = (len(cases), channels, *self.patch)
+        made = Patches(
+            image=np.zeros(shape, np.float32),
+            label=np.zeros((len(cases), *self.patch), np.uint8),
+            overlap=np.zeros(shape if paired else 0, np.float32),
+            shift=np.zeros((len(cases), 3), np.int64),
+        )
         for slot, case in enumerate(cases):
             rng = seeding.generator(self.seed, "augment", step, 2 * slot + stream)
             image, label = self.volumes[case].image, self.volumes[case].label
@@ -118,9 +148,13 @@ class Sampler:
                 image, label = rotflip(image, k, axis), rotflip(label, k, axis)
             x, y, z = label.shape
             start = draw_start(rng, (x, y, z), self.patch)
-            crop_into(images[slot], image, start)
-            crop_into(labels[slot], label, start)
-        return images, labels
+            crop_into(made.image[slot], image, start)
+            crop_into(made.label[slot], label, start)
+            if paired:
+                second = draw_overlapping(rng, start, (x, y, z), self.patch)
+                crop_into(made.overlap[slot], image, second)
+                made.shift[slot] = np.subtract(second, start)
+        return made
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device)
@@ -169,6 +203,24 @@ def draw_start(rng: np.random.Generator, shape: Triple, patch: Triple) -> Triple
     return x, y, z
 
 
+def draw_overlapping(
+    rng: np.random.Generator, start: Triple, shape: Triple, patch: Triple
+) -> Triple:
+    """Where a second crop begins that overlaps the one at `start`, in the same coordinates.
+
+    Along each axis uniform over the places before `start` that share a voxel with it; at `start`
+    where there are none, which is at the border of the padded volume. As TraCoCo's released code
+    (Liu et al., TMI 2025), which never looks beyond `start` either.
+    """
+    lowest = (
+        max(-pad, s - p + 1) for s, p, pad in zip(start, patch, padding(shape, patch), strict=True)
+    )
+    x, y, z = (
+        int(rng.integers(low, max(s, low + 1))) for low, s in zip(lowest, start, strict=True)
+    )
+    return x, y, z
+
+
 def crop_into(out: NDArray[Any], array: NDArray[Any], start: Triple) -> None:
     """Copy the part of (..., X, Y, Z) that begins at `start` and is as large as `out`.
 
@@ -212,3 +264,6 @@ EXTRAS: Final[Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]] 
     "sdf": signed_distance,
 }
 """Further inputs that a method may declare, made from the label of a crop (X, Y, Z)."""
+
+INPUTS: Final = ("image", "label", "unlabelled", *EXTRAS, "overlap", "shift")
+"""All that a method can ask a batch to carry; `Batch` says what they are."""

@@ -7,7 +7,14 @@ from itertools import count
 import torch
 from torch import Tensor, nn
 
-from benchmark.networks.two_decoder_vnet import TwoDecoderVNet
+from benchmark.networks.attention_vnet import AttentionVNet
+from benchmark.networks.complementary_vnet import ComplementaryVNet
+from benchmark.networks.half_features_vnet import HalfFeaturesVNet
+from benchmark.networks.pyramid_vnet import PyramidVNet
+from benchmark.networks.resnet_vnet import ResNetVNet
+from benchmark.networks.three_decoder_vnet import ThreeDecoderVNet
+from benchmark.networks.three_head_vnet import ThreeHeadVNet
+from benchmark.networks.two_decoder_vnet import TrilinearTwoDecoderVNet, TwoDecoderVNet
 from benchmark.networks.vnet import VNet
 from benchmark.seeding import seeded_torch
 from methods.base import Method, NetOutput, NetworkFactory
@@ -15,6 +22,14 @@ from methods.base import Method, NetOutput, NetworkFactory
 NETWORKS: dict[str, type[nn.Module]] = {
     "vnet": VNet,
     "vnet-two-decoders": TwoDecoderVNet,
+    "vnet-two-decoders-trilinear": TrilinearTwoDecoderVNet,
+    "vnet-three-decoders": ThreeDecoderVNet,
+    "vnet-three-decoders-complementary": ComplementaryVNet,
+    "vnet-pyramid": PyramidVNet,
+    "vnet-half-features": HalfFeaturesVNet,
+    "vnet-three-heads": ThreeHeadVNet,
+    "vnet-attention": AttentionVNet,
+    "vnet-resnet": ResNetVNet,
 }
 
 
@@ -33,8 +48,33 @@ class Bf16(nn.Module):
 
 
 def _float(output: NetOutput) -> NetOutput:
-    distance = None if output.distance is None else output.distance.float()
-    return NetOutput(output.logits.float(), output.features.float(), distance)
+    distance, deepest = (x if x is None else x.float() for x in (output.distance, output.deepest))
+    maps = tuple(x.float() for x in output.maps)
+    return NetOutput(output.logits.float(), output.features.float(), distance, deepest, maps)
+
+
+class Factory:
+    """A `NetworkFactory` for one run; see `factory`."""
+
+    def __init__(
+        self, seed: int, *, channels: int, width: int, levels: int, dropout: float, precision: str
+    ) -> None:
+        self.channels, self.width, self.levels, self.dropout = channels, width, levels, dropout
+        self._seed, self._precision, self._calls = seed, precision, count()
+
+    def __call__(self, name: str = "vnet", *, distance_head: bool = False) -> nn.Module:
+        """Build the network."""
+        if name not in NETWORKS:
+            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
+        with seeded_torch(self._seed, "init", next(self._calls)):
+            net = NETWORKS[name](
+                channels=self.channels,
+                width=self.width,
+                levels=self.levels,
+                dropout=self.dropout,
+                distance_head=distance_head,
+            )
+        return Bf16(net) if self._precision == "bf16" else net
 
 
 def factory(
@@ -45,22 +85,9 @@ def factory(
     Its n-th call draws weights from (seed, "init", n): two networks of a method differ, and the
     same method and seed give the same networks. It raises ValueError for an unknown name.
     """
-    calls = count()
-
-    def build(name: str = "vnet", *, distance_head: bool = False) -> nn.Module:
-        if name not in NETWORKS:
-            raise ValueError(f"unknown network {name!r}; known: {', '.join(NETWORKS)}")
-        with seeded_torch(seed, "init", next(calls)):
-            net = NETWORKS[name](
-                channels=channels,
-                width=width,
-                levels=levels,
-                dropout=dropout,
-                distance_head=distance_head,
-            )
-        return Bf16(net) if precision == "bf16" else net
-
-    return build
+    return Factory(
+        seed, channels=channels, width=width, levels=levels, dropout=dropout, precision=precision
+    )
 
 
 def initialise(

@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from methods.base import NetOutput
 
-Upsampling = Literal["transposed", "nearest"]
+Upsampling = Literal["transposed", "trilinear", "nearest"]
 
 
 def convolutions(level: int) -> int:
@@ -42,10 +43,51 @@ def doubled(inputs: int, width: int, upsampling: Upsampling) -> nn.Sequential:
     """Double the resolution: (B, inputs, X, Y, Z) to (B, width, 2X, 2Y, 2Z)."""
     if upsampling == "transposed":
         return normalised(nn.ConvTranspose3d(inputs, width, 2, stride=2), width)
-    return nn.Sequential(
-        nn.Upsample(scale_factor=2, mode="nearest"),
-        normalised(nn.Conv3d(inputs, width, 3, padding=1), width),
+    enlarge = (
+        Trilinear(2, align_corners=True)
+        if upsampling == "trilinear"
+        else nn.Upsample(scale_factor=2, mode="nearest")
     )
+    return nn.Sequential(enlarge, normalised(nn.Conv3d(inputs, width, 3, padding=1), width))
+
+
+class Trilinear(nn.Module):
+    """Trilinear enlargement: (B, C, X, Y, Z) to (B, C, fX, fY, fZ), one axis after the other.
+
+    The values of `nn.Upsample` with mode "trilinear", whose gradient has no deterministic CUDA
+    kernel; this one is made of additions and copies, which have.
+
+    Args:
+        factor: f.
+        align_corners: whether corner voxels keep their centres; else the volume keeps its borders.
+    """
+
+    def __init__(self, factor: int, *, align_corners: bool) -> None:
+        super().__init__()
+        self.factor = factor
+        self.align_corners = align_corners
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Enlarge."""
+        for axis in (2, 3, 4):
+            x = self._along(x, axis)
+        return x
+
+    def _along(self, x: Tensor, axis: int) -> Tensor:
+        n = x.shape[axis]
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, n - 1)], axis)
+        after = torch.cat([x.narrow(axis, 1, n - 1), x.narrow(axis, n - 1, 1)], axis)
+        index = torch.arange(n, dtype=torch.float64, device=x.device)
+        parts = []
+        for r in range(self.factor):
+            if self.align_corners:
+                shift = (r * (n - 1) - index * (self.factor - 1)) / (self.factor * n - 1)
+            else:
+                shift = torch.full_like(index, (r + 0.5) / self.factor - 0.5)
+            shift = shift.to(x.dtype).view([-1 if d == axis else 1 for d in range(x.dim())])
+            back, forth = (-shift).clamp_min(0), shift.clamp_min(0)
+            parts.append(x + back * (before - x) + forth * (after - x))
+        return torch.stack(parts, axis + 1).flatten(axis, axis + 1)
 
 
 class Encoder(nn.Module):
@@ -74,13 +116,7 @@ class Encoder(nn.Module):
         Raises:
             ValueError: a side of the image cannot be halved `levels` - 1 times.
         """
-        factor = 2 ** len(self.downs)
-        sides = tuple(image.shape[2:])
-        if any(side % factor for side in sides):
-            raise ValueError(
-                f"image sides {sides} must be multiples of {factor} "
-                f"for a network of {len(self.blocks)} levels"
-            )
+        check_sides(image, len(self.blocks))
         maps = [self.blocks[0](image)]
         for down, convolve in zip(self.downs, self.blocks[1:], strict=True):
             maps.append(convolve(down(maps[-1])))
@@ -118,9 +154,19 @@ class Decoder(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> NetOutput:
         """Decode."""
+        return self.finish(self.stages(maps)[-1])
+
+    def stages(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """The map of each level on the way up, coarsest first; the last has full resolution."""
         *skips, x = maps
+        found = []
         for up, convolve, skip in zip(self.ups, self.blocks, reversed(skips), strict=True):
             x = convolve(up(x) + skip)
+            found.append(x)
+        return found
+
+    def finish(self, x: Tensor) -> NetOutput:
+        """The output, from the last of the `stages`."""
         features = self.dropout(x)
         distance = None if self.distance is None else self.distance(features)
         return NetOutput(self.output(features), features, distance)
@@ -156,8 +202,19 @@ class VNet(nn.Module):
 
     def forward(self, image: Tensor) -> NetOutput:
         """Images (B, C, X, Y, Z) to a `NetOutput`."""
-        output: NetOutput = self.decoder(self.encoder(image))
-        return output
+        maps = self.encoder(image)
+        output: NetOutput = self.decoder(maps)
+        return output._replace(deepest=maps[-1])
+
+
+def check_sides(image: Tensor, levels: int) -> None:
+    """Raise ValueError if a side of the image cannot be halved `levels` - 1 times."""
+    factor = 2 ** (levels - 1)
+    sides = tuple(image.shape[2:])
+    if any(side % factor for side in sides):
+        raise ValueError(
+            f"image sides {sides} must be multiples of {factor} for a network of {levels} levels"
+        )
 
 
 def check(name: str, value: int, smallest: int) -> None:

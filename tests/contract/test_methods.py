@@ -410,7 +410,13 @@ def test_malformed_metadata_is_caught(variable, value, message):
 
 
 @pytest.mark.parametrize(
-    "paper", ["arXiv:1703.01780", "10.1109/3DV.2016.79", "ICML 2026, PMLR 306"]
+    "paper",
+    [
+        "arXiv:1703.01780",
+        "10.1109/3DV.2016.79",
+        "ICML 2026, PMLR 306",
+        "ICCV 2023, pp. 21426-21437",
+    ],
 )
 def test_a_paper_is_a_doi_an_arxiv_id_or_a_volume_of_proceedings(paper):
     contract.check_metadata(with_class_variable("paper", paper))

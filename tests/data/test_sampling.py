@@ -15,6 +15,7 @@ from benchmark.data.sampling import (
     UNLABELLED,
     Sampler,
     crop_into,
+    draw_overlapping,
     draw_start,
     padding,
     rotflip,
@@ -238,3 +239,63 @@ def test_signed_distance_is_negative_inside_and_zero_on_the_inner_boundary():
 def test_signed_distance_of_one_sided_patches_is_defined():
     assert not signed_distance(np.zeros((4, 4, 4), np.uint8)).any()
     assert (signed_distance(np.ones((4, 4, 4), np.uint8)) == -1).all()
+
+
+PAIRED = ("image", "label", "unlabelled", "overlap", "shift")
+
+
+def test_the_second_crop_shows_the_same_voxels_where_it_overlaps_the_first():
+    draw = sampler(inputs=PAIRED)
+    moved = 0
+    for step in range(10):
+        batch = draw(step)
+        firsts = torch.cat([batch.image, batch.unlabelled])
+        assert batch.extras["overlap"].shape == firsts.shape
+        assert batch.extras["shift"].shape == (4, 3)
+        pairs = zip(firsts, batch.extras["overlap"], batch.extras["shift"].tolist(), strict=True)
+        for first, second, shift in pairs:
+            seen = 0
+            for voxel in np.ndindex(12, 12, 12):
+                x, y, z = (v + s for v, s in zip(voxel, shift, strict=True))
+                if all(0 <= v < 12 for v in (x, y, z)):
+                    assert second[0][voxel] == first[0, x, y, z]
+                    seen += 1
+            assert seen > 0
+            moved += shift != [0, 0, 0]
+    assert moved > 20
+
+
+def test_a_second_crop_leaves_the_first_as_all_methods_see_it():
+    for step in range(3):
+        assert equal(sampler()(step), sampler(inputs=PAIRED)(step))
+
+
+def test_second_crops_are_those_of_the_labelled_volumes_alone_without_unlabelled_ones():
+    inputs = ("image", "label", "overlap", "shift")
+    alone, both = sampler(inputs=inputs, unlabelled=())(3), sampler(inputs=PAIRED)(3)
+    for name in ("overlap", "shift"):
+        assert torch.equal(alone.extras[name], both.extras[name][:2])
+    assert set(sampler(inputs=("image", "label", "shift"))(3).extras) == {"shift"}
+
+
+@given(
+    st.tuples(*[st.integers(4, 60)] * 3),
+    st.tuples(*[st.integers(4, 24)] * 3),
+    st.integers(0, 2**32),
+)
+def test_a_second_crop_begins_in_the_padded_volume_and_shares_voxels(shape, patch, seed):
+    rng = np.random.default_rng(seed)
+    start = draw_start(rng, shape, patch)
+    second = draw_overlapping(rng, start, shape, patch)
+    pads = padding(shape, patch)
+    for first, begin, p, pad in zip(start, second, patch, pads, strict=True):
+        assert -pad <= begin <= first < begin + p
+        assert begin < first or first == -pad
+
+
+def test_a_second_crop_may_begin_anywhere_before_the_first_that_shares_a_voxel():
+    rng = np.random.default_rng(0)
+    drawn = [draw_overlapping(rng, (9, 2, 0), (30, 30, 30), (6, 6, 6)) for _ in range(300)]
+    assert {x for x, _, _ in drawn} == {4, 5, 6, 7, 8}
+    assert {y for _, y, _ in drawn} == {0, 1}
+    assert {z for _, _, z in drawn} == {0}

@@ -43,7 +43,9 @@ def doubled(batch: Batch) -> Batch:
         batch,
         image=batch.image.double(),
         unlabelled=batch.unlabelled.double(),
-        extras=DeclaredExtras({n: x.double() for n, x in batch.extras.items()}),
+        extras=DeclaredExtras(
+            {n: x.double() if x.is_floating_point() else x for n, x in batch.extras.items()}
+        ),
     )
 
 

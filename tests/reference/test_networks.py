@@ -10,6 +10,7 @@ from benchmark.networks import NETWORKS, factory, initialise
 from benchmark.networks.two_decoder_vnet import TwoDecoderVNet
 from benchmark.networks.vnet import VNet
 from benchmark.seeding import seeded_torch
+from methods.base import NetOutput
 from methods.supervised import Supervised
 
 
@@ -128,9 +129,12 @@ def test_two_decoder_vnet_equals_the_forward_pass_by_hand(image):
 def test_outputs_have_the_resolution_of_the_image(name, image):
     build = factory(0, channels=1, width=3, levels=3, dropout=0.5)
     outputs = build(name, distance_head=True)(image)
-    for output in [outputs] if name == "vnet" else outputs:
+    for level, output in enumerate([outputs] if isinstance(outputs, NetOutput) else outputs):
         assert output.logits.shape == (2, 2, 8, 12, 16)
-        assert output.features.shape == (2, 3, 8, 12, 16)
+        coarser = 2**level if name == "vnet-pyramid" else 1
+        sides = [side // coarser for side in (8, 12, 16)]
+        channels = 6 if name == "vnet-half-features" else 3 * coarser
+        assert output.features.shape == (2, channels, *sides)
         assert output.distance.shape == (2, 1, 8, 12, 16)
         assert output.distance.abs().max() <= 1
 
@@ -158,7 +162,10 @@ def test_features_are_what_the_output_convolution_sees_dropout_included(image):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_dropout_acts_in_training_mode_only(name, image):
     net = factory(0, channels=1, width=3, levels=3, dropout=0.5)(name)
-    first = (lambda y: y.logits) if name == "vnet" else (lambda y: y[0].logits)
+
+    def first(y):
+        return (y if isinstance(y, NetOutput) else y[0]).logits
+
     assert not first(net(image)).equal(first(net(image)))
     net.eval()
     assert first(net(image)).equal(first(net(image)))

@@ -1,0 +1,221 @@
+r"""CPCL, cyclic prototype consistency learning (Xu et al., JBHI 2022, arXiv:2109.13930).
+
+A student sees the labelled volumes, its moving average, the teacher, the unlabelled ones, and class
+prototypes of one side must segment the other. Prototypes :math:`c_k` are means of features
+:math:`z` over the voxels of class k, weighted by the probability of k; they segment by
+:math:`q = softmax_k(20 \cos(z, c_k))`. With prototypes :math:`c^l` of labelled volumes (classes:
+their labels y) and :math:`c^u` of unlabelled ones (classes: the teacher's f'):
+
+.. math:: L = L_{sup} + \lambda(t) [ E \|q(z^u, c^l) - f'\|^2 + 10\, CE(q(z^l, c^u), y)
+          + E (o - o')^2 ]
+
+====================  ==========================================  ============================
+term                  here                                        paper
+====================  ==========================================  ============================
+``supervised``        half cross-entropy, half Dice of both       L_s
+                      classes
+``forward``           labelled prototypes on unlabelled volumes   L_fpc, labelled to unlabelled
+``backward``          unlabelled prototypes on labelled volumes   L_bpc, unlabelled to labelled
+``stability``         mean squared difference of class scores,    none
+                      teacher with noise, all volumes
+c_k                   `prototypes`                                masked average pooling
+q                     `similarity`, then softmax                  Sec. III
+lambda(t)             ``weight`` times sigmoid ramp-up            lambda
+====================  ==========================================  ============================
+
+Volume i of the labelled ones is paired with volume i of the unlabelled ones.
+
+In the released code neither ``forward`` nor ``backward`` has a gradient: the student's features and
+all prototypes are detached, and the teacher never has one. What it trains is a Mean Teacher on
+class scores. By default (``variant=fixed``) the student's side has its gradient: ``forward`` moves
+the labelled prototypes, ``backward`` the labelled features. The release also takes the softmax
+twice in ``backward``. ``variant=released`` is what it trains: the supervised and the stability
+term. ``stability=0`` leaves the latter out, as in the paper.
+
+Followed is the released code for the left atrium, where the ramp-up lasted 6,000 of 10,000 steps
+(``rampup=0.6``). 9,448,866 parameters at the paper's scale. The paper has tumours and kidneys; the
+numbers that circulate for the left atrium are of the checkpoint that is best on the test set,
+looked at every 100 steps, by the release. Deviations: see `CPCL.deviations`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from methods.acmt import supervised_loss
+from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
+from methods.common import (
+    check_range,
+    cross_entropy,
+    ema_,
+    frozen,
+    noisy,
+    predictor,
+    sigmoid_rampup,
+    warm_decay,
+)
+
+Variant = Literal["fixed", "released"]
+
+SHORTEST = 0.1
+"""Length below which a vector counts as this long."""
+
+
+@final
+@dataclass(frozen=True)
+class CPCL(Method):
+    """See the module docstring.
+
+    variant:     "fixed" or "released", whose prototypes train nothing.
+    weight:      of the forward and the stability term after ramp-up.
+    backward:    weight of the backward term beside those.
+    stability:   weight of the stability term beside the forward one; the paper has 0.
+    rampup:      fraction of the run until then; 0.3 is 6,000 of 20,000 steps.
+    sharpness:   that multiplies cosines before the softmax.
+    decay:       of the teacher's moving average.
+    noise_std, noise_limit: of the teacher's input noise and where it is clipped, in units of the
+                 normalised intensity.
+    """
+
+    name: ClassVar[str] = "cpcl"
+    title: ClassVar[str] = "CPCL"
+    paper: ClassVar[str] = "arXiv:2109.13930"
+    bibtex: ClassVar[str] = """@article{xu2022cpcl,
+  author  = {Xu, Zhe and Wang, Yixin and Lu, Donghuan and Yu, Lequan and Yan, Jiangpeng and
+             Luo, Jie and Ma, Kai and Zheng, Yefeng and Tong, Raymond Kai-yu},
+  title   = {All-around real label supervision: Cyclic prototype consistency learning for
+             semi-supervised medical image segmentation},
+  journal = {IEEE Journal of Biomedical and Health Informatics},
+  volume  = {26},
+  number  = {7},
+  pages   = {3174--3184},
+  year    = {2022},
+  doi     = {10.1109/JBHI.2022.3162043}
+}"""
+    fidelity: ClassVar[Fidelity] = Fidelity.RELEASED_FIXED
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The gradient that the release lacks goes where its student's tensors are detached; "
+        "whether the authors meant the unlabelled volumes to pass through the student as well, "
+        "neither code nor paper says.",
+        "The backward term is the cross-entropy of one softmax; the release's has two.",
+        "Vectors shorter than 0.1 count as this long in cosines, which the release divides by "
+        "lengths however small: without a gradient that was harmless.",
+        "The ramp-up is a fraction of the run and rises every step; the release's rises every 150 "
+        "steps.",
+        "The teacher starts as a copy of the student, not from weights of its own; either way it "
+        "is the student after the first step.",
+    )
+    inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=10_000)
+
+    variant: Variant = "fixed"
+    weight: float = 0.1
+    backward: float = 10.0
+    stability: float = 1.0
+    rampup: float = 0.3
+    sharpness: float = 20.0
+    decay: float = 0.99
+    noise_std: float = 0.1
+    noise_limit: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        if self.variant not in get_args(Variant):
+            raise ValueError(f"variant={self.variant!r}; known: {', '.join(get_args(Variant))}")
+        check_range("weight", self.weight, 0)
+        check_range("backward", self.backward, 0)
+        check_range("stability", self.stability, 0)
+        check_range("rampup", self.rampup, 0, 1)
+        check_range("sharpness", self.sharpness, 0)
+        check_range("decay", self.decay, 0, 1)
+        check_range("noise_std", self.noise_std, 0)
+        check_range("noise_limit", self.noise_limit, 0)
+
+    def init(self, build: NetworkFactory) -> nn.ModuleDict:
+        """A student, and a teacher that starts as its copy."""
+        student = build("vnet-half-features")
+        return nn.ModuleDict({"student": student, "teacher": frozen(deepcopy(student))})
+
+    def losses(
+        self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
+    ) -> dict[str, Term]:
+        """The terms; the student sees labelled and unlabelled volumes in one pass."""
+        images = torch.cat([batch.image, batch.unlabelled])
+        student = nets["student"](images)
+        logits = student.logits[: len(batch.image)]
+        features = student.features[: len(batch.image)]
+        weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
+        terms = {"supervised": Term(supervised_loss(logits, batch.label))}
+        if self.stability:
+            with torch.no_grad():
+                disturbed = noisy(images, self.noise_std, self.noise_limit, rng)
+                goal = nets["teacher"](disturbed).logits
+            difference = (student.logits - goal).square().mean()
+            terms["stability"] = Term(difference, self.stability * weight)
+        if self.variant == "fixed":
+            with torch.no_grad():
+                teacher = nets["teacher"](batch.unlabelled)
+                taught = teacher.logits.softmax(1)
+                guess = (taught[:, 1] > taught[:, 0]).long()
+                theirs = prototypes(teacher.features, guess, taught)
+            ours = prototypes(features, batch.label, logits.softmax(1))
+            forward = self.sharpness * similarity(teacher.features, paired(ours, len(theirs)))
+            backward = self.sharpness * similarity(features, paired(theirs, len(ours)))
+            terms["forward"] = Term((forward.softmax(1) - taught).square().mean(), weight)
+            terms["backward"] = Term(
+                cross_entropy(backward, batch.label).mean(), self.backward * weight
+            )
+        return terms
+
+    def after_step(self, nets: nn.ModuleDict, step: Step) -> None:
+        """Move the teacher towards the student."""
+        ema_(nets["teacher"], nets["student"], warm_decay(step.index, self.decay))
+
+    def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
+        """The student, and its moving average."""
+        return {"main": predictor(nets["student"]), "teacher": predictor(nets["teacher"])}
+
+
+def prototypes(features: Tensor, label: Tensor, probability: Tensor) -> Tensor:
+    """Mean feature of each class over its voxels, weighted by the probability of the class.
+
+    Args:
+        features: (B, F, X, Y, Z).
+        label: (B, X, Y, Z) int64 in {0, 1}.
+        probability: (B, 2, X, Y, Z).
+
+    Returns:
+        (B, 2, F), zero for a class without voxels.
+    """
+    chosen = torch.stack([label == 0, label == 1], 1)
+    weight = (chosen * probability).flatten(2)
+    return weight @ features.flatten(2).mT / (weight.sum(2, keepdim=True) + 1e-5)
+
+
+def similarity(features: Tensor, prototype: Tensor) -> Tensor:
+    """Cosines (B, 2, X, Y, Z) of features (B, F, X, Y, Z) and prototypes (B, 2, F).
+
+    Vectors shorter than `SHORTEST` are divided by `SHORTEST`: after a ReLU a voxel's features can
+    be as good as zero, and the gradient of a cosine grows with 1 / length.
+    """
+    z = features.flatten(2)
+    cosine = (prototype / _length(prototype, 2)) @ z / _length(z, 1)
+    return cosine.view(*cosine.shape[:2], *features.shape[2:])
+
+
+def _length(vectors: Tensor, dim: int) -> Tensor:
+    return vectors.square().sum(dim, keepdim=True).clamp_min(SHORTEST**2).sqrt()
+
+
+def paired(volumes: Tensor, number: int) -> Tensor:
+    """One entry for each of `number` partners, in order, from the first again when they run out.
+
+    >>> paired(torch.tensor([7, 8]), 3).tolist()
+    [7, 8, 7]
+    """
+    return volumes[torch.arange(number, device=volumes.device) % len(volumes)]

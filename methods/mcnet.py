@@ -1,0 +1,182 @@
+r"""MC-Net and MC-Net+, mutual consistency of decoders (Wu et al.).
+
+MC-Net is of MICCAI 2021 (arXiv:2103.02911), MC-Net+ of Medical Image Analysis 2022
+(arXiv:2109.09960). A network has one encoder and :math:`n` decoders that differ only in how they go
+up: 2 in MC-Net, 3 in MC-Net+. Each decoder's probabilities :math:`p_i` must agree with the
+sharpened ones of every other, on labelled and unlabelled volumes:
+
+.. math:: L = \frac12 \sum_i L_{Dice}(p_i)
+          + \lambda(t) \sum_{i \ne j} E\,(p_i - s(p_j))^2, \qquad
+          s(p) = \frac{p^{1/T}}{p^{1/T} + (1 - p)^{1/T}}
+
+====================  ==========================================  =========================
+term                  here                                        papers
+====================  ==========================================  =========================
+``supervised``        Dice, linear denominators, summed           Dice loss of each decoder
+``consistency``       `mutual_consistency`, labels' volumes too   cycled pseudo labels
+                                                                  (MC-Net), mutual
+                                                                  consistency (MC-Net+)
+s                     the sigmoid of the log odds over T          sharpening function
+lambda(t)             ``weight`` times sigmoid ramp-up            weight of consistency
+====================  ==========================================  =========================
+
+Followed is the released code, which has one trainer for both. The sharpened target carries
+gradient, as it does there. The ramp-up lasted 6,000 of 15,000 steps (``rampup=0.4``); the
+learning rate never falls. With 16 filters MC-Net has 12,347,716 parameters and MC-Net+ 15,246,566,
+as published (12.3 M and 15.2 M).
+
+The published numbers are those of decoder 1 at the checkpoint that is best on the *test* set, which
+the trainer evaluates every 200 steps from step 800. The number printed for the pancreas with 6
+labels is that of a deeply supervised variant which is not released.
+Deviations: see the ``deviations`` of `MCNet` and `MCNetPlus`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
+from methods.common import check_range, sigmoid_rampup
+
+
+@dataclass(frozen=True)
+class MutualConsistency(Method):
+    """What MC-Net and MC-Net+ share, and CC-Net with them; see the module docstring.
+
+    weight:      of the consistency term after ramp-up.
+    rampup:      fraction of the run until then; 0.3 is 6,000 of 20,000 steps.
+    temperature: T of the sharpening; below 1 it sharpens.
+    """
+
+    network: ClassVar[str]
+    decoders: ClassVar[int]
+    fidelity: ClassVar[Fidelity] = Fidelity.RELEASED
+    deviations: ClassVar[tuple[str, ...]] = (
+        "The ramp-up is a fraction of the run and rises every step; the release's rises every 150 "
+        "steps.",
+        "Trilinear enlargement is made of operations whose gradients repeat themselves; its values "
+        "are those of the release up to rounding.",
+    )
+    inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+
+    weight: float = 1.0
+    rampup: float = 0.3
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse values outside their ranges."""
+        check_range("weight", self.weight, 0)
+        check_range("rampup", self.rampup, 0, 1)
+        check_range("temperature", self.temperature, 0.01, 1)
+
+    def init(self, build: NetworkFactory) -> nn.ModuleDict:
+        """One network with several decoders."""
+        return nn.ModuleDict({"student": build(self.network)})
+
+    def losses(
+        self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
+    ) -> dict[str, Term]:
+        """The two terms, from one pass over all volumes."""
+        outputs = nets["student"](torch.cat([batch.image, batch.unlabelled]))
+        odds = [output.logits[:, 1] - output.logits[:, 0] for output in outputs]
+        foreground = [o[: len(batch.image)].sigmoid() for o in odds]
+        supervised = torch.stack([linear_dice_loss(p, batch.label == 1) for p in foreground]).sum()
+        weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
+        return {
+            "supervised": Term(supervised, 0.5),
+            "consistency": Term(mutual_consistency(odds, self.temperature), weight),
+        }
+
+    def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
+        """Decoder 1, which the papers report, the others, and the mean of all."""
+
+        def mean_of(*which: int) -> Predictor:
+            def predict(image: Tensor) -> Tensor:
+                outputs = nets["student"](image)
+                return torch.stack([outputs[i].logits.softmax(1) for i in which]).mean(0)
+
+            return predict
+
+        others = {f"decoder{i + 1}": mean_of(i) for i in range(1, self.decoders)}
+        return {"main": mean_of(0), **others, "mean": mean_of(*range(self.decoders))}
+
+
+@final
+@dataclass(frozen=True)
+class MCNet(MutualConsistency):
+    """Two decoders: transposed convolutions, trilinear interpolation."""
+
+    name: ClassVar[str] = "mcnet"
+    title: ClassVar[str] = "MC-Net"
+    paper: ClassVar[str] = "arXiv:2103.02911"
+    bibtex: ClassVar[str] = """@inproceedings{wu2021mcnet,
+  author    = {Wu, Yicheng and Xu, Minfeng and Ge, Zongyuan and Cai, Jianfei and Zhang, Lei},
+  title     = {Semi-supervised Left Atrium Segmentation with Mutual Consistency Training},
+  booktitle = {Medical Image Computing and Computer Assisted Intervention (MICCAI)},
+  pages     = {297--306},
+  year      = {2021},
+  doi       = {10.1007/978-3-030-87196-3_28}
+}"""
+    network: ClassVar[str] = "vnet-two-decoders-trilinear"
+    decoders: ClassVar[int] = 2
+
+
+@final
+@dataclass(frozen=True)
+class MCNetPlus(MutualConsistency):
+    """Three decoders: transposed convolutions, trilinear and nearest-neighbour enlargement."""
+
+    name: ClassVar[str] = "mcnetp"
+    title: ClassVar[str] = "MC-Net+"
+    paper: ClassVar[str] = "arXiv:2109.09960"
+    bibtex: ClassVar[str] = """@article{wu2022mcnetplus,
+  author  = {Wu, Yicheng and Ge, Zongyuan and Zhang, Donghao and Xu, Minfeng and Zhang, Lei and
+             Xia, Yong and Cai, Jianfei},
+  title   = {Mutual consistency learning for semi-supervised medical image segmentation},
+  journal = {Medical Image Analysis},
+  volume  = {81},
+  pages   = {102530},
+  year    = {2022},
+  doi     = {10.1016/j.media.2022.102530}
+}"""
+    network: ClassVar[str] = "vnet-three-decoders"
+    decoders: ClassVar[int] = 3
+
+
+def mutual_consistency(log_odds: Sequence[Tensor], temperature: float) -> Tensor:
+    r"""Sum over ordered pairs of decoders of the mean squared difference of p_i and s(p_j).
+
+    Of two classes each contributes the same, so the foreground alone has the mean of both; and
+    :math:`s(\sigma(z)) = \sigma(z / T)`, which neither under- nor overflows.
+
+    Args:
+        log_odds: of the foreground, of each decoder; at least two of one shape.
+        temperature: T.
+    """
+    pairs = permutations(log_odds, 2)
+    return torch.stack(
+        [(a.sigmoid() - (b / temperature).sigmoid()).square().mean() for a, b in pairs]
+    ).sum()
+
+
+def linear_dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-8) -> Tensor:
+    r"""Soft Dice loss over the whole batch, :math:`1 - (2 \sum p t + e) / (\sum p + \sum t + e)`.
+
+    Args:
+        probability: of the foreground, any shape.
+        target: foreground indicator of the same shape.
+        smooth: e.
+
+    >>> float(linear_dice_loss(torch.tensor([0.5, 0.5]), torch.tensor([True, False])))
+    0.5
+    """
+    target = target.to(probability.dtype)
+    overlap = (probability * target).sum()
+    return 1 - (2 * overlap + smooth) / (probability.sum() + target.sum() + smooth)
