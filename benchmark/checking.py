@@ -150,7 +150,7 @@ def _in_words(baseline: Baseline, path: Path) -> str:
 
 def _facts(baseline: Baseline, path: Path) -> Facts | str:
     """Of the store; or why there is none."""
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return f"there is no store at {path}"
     store = Store.open(path)
     if store.records().empty and not store.unfinished():
@@ -248,6 +248,8 @@ def _nearest(wanted: Mapping[str, Any], runs: pd.DataFrame) -> str:
     for key in _differing(wanted, row):
         here, there = wanted[key], row[key]
         if key == "hyperparameters":
+            if wanted["method"] != row["method"]:
+                continue  # Those of another method say nothing.
             names = [n for n in sorted({*here, *there}) if here.get(n) != there.get(n)]
             parts += [_differs(n, here.get(n), there.get(n)) for n in names]
         else:
@@ -260,5 +262,5 @@ def _differs(name: str, here: object, there: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = "not set" if value is None else str(value)
     return text if len(text) <= _LONGEST else f"{text[:12]}..."

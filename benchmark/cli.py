@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,6 +15,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from results.errors import UserError
+from results.schema import Component, Keep, Stratum, Unit
+
+if TYPE_CHECKING:
+    from reports.scan import Scan
 
 app = typer.Typer(
     name="bench",
@@ -63,10 +67,12 @@ def run(
     ],
     dataset: Annotated[
         list[str] | None,
-        typer.Option("--dataset", "-d", help="Dataset name, or a Decathlon folder. [phantom]"),
+        typer.Option(
+            "--dataset", "-d", help="Dataset name, or a Decathlon folder. (default: phantom)"
+        ),
     ] = None,
     ratio: Annotated[
-        list[float] | None, typer.Option(help="Share of training volumes labelled. [0.1]")
+        list[float] | None, typer.Option(help="Share of training volumes labelled. (default: 0.1)")
     ] = None,
     labelled: Annotated[
         list[int] | None, typer.Option(help="Number of labelled volumes, instead of --ratio.")
@@ -74,7 +80,9 @@ def run(
     seeds: Annotated[str, typer.Option(help="How many (5), or which (0,1,7).")] = "5",
     profile: Annotated[
         str | None,
-        typer.Option(help="paper, mini, demo or smoke; see `bench list profiles`. [paper; demo]"),
+        typer.Option(
+            help="paper, mini, demo or smoke; see `bench list profiles`. (default: paper; demo)"
+        ),
     ] = None,
     recipe: Annotated[str, typer.Option(help="common, or a method's own: authors.")] = "common",
     predictors: Annotated[
@@ -87,12 +95,15 @@ def run(
     store: StoreOption = Path("runs"),
     data: DataOption = Path("data"),
     plugin: PluginOption = None,
+    keep_predictions: Annotated[
+        Keep, typer.Option(help="Store the masks too: of the last evaluation, or of all of them.")
+    ] = Keep.NONE,
     executor: Annotated[str, typer.Option(help="Where runs are worked on.")] = "local",
     jobs: Annotated[
-        int | None, typer.Option(min=1, help="Runs at once. [one a GPU, or one a core]")
+        int | None, typer.Option(min=1, help="Runs at once. (default: one a GPU, or one a core)")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads a run. [cores / jobs]")
+        int | None, typer.Option(min=1, help="CPU threads a run. (default: cores / jobs)")
     ] = None,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget failed runs of this grid, try again.")
@@ -129,10 +140,12 @@ def run(
         executor=executor,
         jobs=jobs,
         threads=threads,
+        keep_predictions=keep_predictions,
     )
     if progress is Display.AUTO:
         progress = Display.BARS if out.is_terminal else Display.LINES
     commands.prepare_folders(plan, out if out.is_terminal else err)
+    commands.refuse_unkept(plan)
     if dry_run:
         commands.show_plan(plan, out)
         return
@@ -144,14 +157,16 @@ def run(
 def report(
     names: Annotated[
         list[str] | None,
-        typer.Argument(help="Which reports; see `bench list reports`. [the standard ones]"),
+        typer.Argument(
+            help="Which, as table4 or costs; see `bench list reports`. (default: standard ones)"
+        ),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="How one checkpoint a run is chosen: last, best ...")
     ] = "last",
     store: StoreOption = Path("runs"),
     to: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the files. [STORE/reports]")
+        Path | None, typer.Option("--out", help="Folder for the files. (default: STORE/reports)")
     ] = None,
     empty: Annotated[
         str, typer.Option(help="What an empty mask counts: tcseg, worst, exclude or zero.")
@@ -164,6 +179,10 @@ def report(
     case: Annotated[
         list[str] | None, typer.Option(help="A case to show; give several times.")
     ] = None,
+    cases: Annotated[
+        Stratum, typer.Option(help="Which test cases count: all, or those not linked to training.")
+    ] = Stratum.ALL,
+    data: DataOption = Path("data"),
 ) -> None:
     """Derive a protocol from the stored numbers: tables (Markdown, CSV, LaTeX) and figures.
 
@@ -172,6 +191,16 @@ def report(
     from reports.facts import Options
     from reports.report import write_report
 
+    def scan(dataset: Mapping[str, Any], name: str) -> Scan:
+        from benchmark.scans import load_scan  # imports torch, which most reports do without
+
+        return load_scan(data, dataset, name)
+
+    def linked(dataset: Mapping[str, Any]) -> Mapping[str, tuple[str, ...]] | None:
+        from benchmark.scans import load_linked
+
+        return load_linked(data, dataset)
+
     written = write_report(
         store,
         protocol,
@@ -179,12 +208,231 @@ def report(
         empty=empty,
         partial=partial,
         names=names or [],
-        options=Options(seed, tuple(case or ())),
+        options=Options(seed, tuple(case or ()), scan, cases, linked),
     )
     for table in written.tables:
         out.print(table)
     for path in written.paths:
         err.print(f"[dim]wrote {path}")
+
+
+@app.command()
+def check(
+    baseline: Annotated[
+        Path | None, typer.Argument(help="A baseline: TOML, as --write makes it.")
+    ] = None,
+    store: StoreOption = Path("runs"),
+    junit: Annotated[
+        Path | None, typer.Option(help="Write a JUnit file, for a CI service.")
+    ] = None,
+    summary: Annotated[
+        Path | None,
+        typer.Option(help="Append a Markdown summary, as to $GITHUB_STEP_SUMMARY."),
+    ] = None,
+    control: Annotated[
+        bool,
+        typer.Option(
+            "--control", help="Check deliberately wrong targets instead; must exit with 3."
+        ),
+    ] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Make a baseline from the store instead of checking one.")
+    ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="With --write: last, best ... (last)")
+    ] = None,
+    empty: Annotated[
+        str | None, typer.Option(help="With --write: what an empty mask counts. (tcseg)")
+    ] = None,
+    statistic: Annotated[
+        str | None,
+        typer.Option(help="With --write, over runs: mean, or median (needs 5 runs). (mean)"),
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="With --write: dsc, asd, hd95; several times. (dsc)")
+    ] = None,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="With --write: DSC points, or units of distance. (from the runs)"),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(help="With --write: equal, or at-least (better is no regression). (equal)"),
+    ] = None,
+) -> None:
+    """Do the runs of a store still give the numbers that were reported? For CI.
+
+    [bold]bench check --write baseline.toml --store runs[/] makes a baseline;
+    [bold]bench check baseline.toml --store new --junit check.xml[/] holds other runs against it.
+
+    An equivalence test over runs (two one-sided tests at 5 %), so that too few runs never pass.
+    Exit codes, the worst of all targets deciding:
+
+      [bold]0[/] reproduced: the interval of the runs lies within the margin of every target
+
+      [bold]4[/] inconclusive: neither shown; more runs, or a wider margin, would tell
+
+      [bold]3[/] regressed: an interval lies beyond the margin, or significantly more runs failed
+
+      [bold]5[/] nothing measured: no finished run of a target, as after a crash
+
+      [bold]2[/] bad input
+
+    Every check also tests a wrong target, which must come out regressed; else nothing passes.
+    """
+    from benchmark import checking
+
+    choices: dict[str, Any] = {
+        "protocol": protocol,
+        "empty": empty,
+        "statistic": statistic,
+        "metric": metric,
+        "margin": margin,
+        "direction": direction,
+    }
+    given = {name: value for name, value in choices.items() if value is not None}
+    if write is not None and baseline is None:
+        if control or junit or summary:
+            raise UserError("--write only makes a baseline; check it with another command")
+        made, left_out = checking.write_baseline(store, write, **given)
+        for text in left_out:
+            err.print(f"[yellow]left out[/] {escape(text)}", highlight=False, soft_wrap=True)
+        out.print(f"wrote {len(made.targets)} target(s) to {write}", markup=False, highlight=False)
+    elif baseline is not None and write is None:
+        if given:
+            raise UserError(f"--{min(given)} goes with --write: a baseline has its own")
+        found = checking.check_files(baseline, store, control=control, junit=junit, summary=summary)
+        out.print(found.table)
+        raise typer.Exit(found.exit_code)
+    else:
+        raise UserError("give either a baseline to check, or --write PATH to make one")
+
+
+@app.command()
+def plan(
+    detect: Annotated[
+        float, typer.Option(help="Difference to find: DSC points, or units of a distance.")
+    ],
+    store: StoreOption = Path("runs"),
+    method: Annotated[
+        list[str] | None, typer.Option("--method", "-m", help="Only these. (all in the store)")
+    ] = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option("--dataset", "-d", help="Only these. (all in the store)")
+    ] = None,
+    labelled: Annotated[
+        list[int] | None, typer.Option(help="Only these numbers of volumes. (all in the store)")
+    ] = None,
+    profile: Annotated[
+        list[str] | None, typer.Option(help="Only these. (all in the store)")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds of the grid whose cost is told.")] = 5,
+    metric: Annotated[str, typer.Option(help="dsc, asd or hd95.")] = "dsc",
+    protocol: Annotated[str, typer.Option(help="How one checkpoint a run is chosen.")] = "last",
+    empty: Annotated[str, typer.Option(help="What an empty mask counts.")] = "tcseg",
+    sd: Annotated[
+        float | None, typer.Option(help="SD over the runs of a method, instead of the store's.")
+    ] = None,
+    power: Annotated[float, typer.Option(help="Probability to find the difference.")] = 0.8,
+    alpha: Annotated[float, typer.Option(help="Level of the two-sided t-test.")] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """How many seeds show a difference, what no number of seeds shows, and what a grid costs.
+
+    [bold]bench plan --detect 0.5 --store runs -m mt -m tcseg --seeds 20[/]
+
+    Standard deviations, times and bytes are those measured in the store, never guessed; what it
+    lacks is said to be not measured. Without a store: [bold]bench plan --detect 0.5 --sd 0.6[/]
+    """
+    from benchmark import planning
+
+    made = planning.make(
+        store,
+        planning.Question(
+            detect=detect,
+            metric=metric,
+            methods=tuple(method or ()),
+            datasets=tuple(dataset or ()),
+            labelled=tuple(labelled or ()),
+            profiles=tuple(profile or ()),
+            seeds=seeds,
+            protocol=protocol,
+            empty=empty,
+            sd=sd,
+            power=power,
+            alpha=alpha,
+        ),
+    )
+    if as_json:
+        sys.stdout.write(json.dumps(made.as_json(), indent=1) + "\n")
+        return
+    for table in made.tables():
+        out.print(table)
+
+
+@app.command()
+def audit(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(help="CSV files, or folders of them. (the packaged published tables)"),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write a Markdown summary too.")] = None,
+) -> None:
+    """Can printed medians, maxima, means and standard deviations be of the same runs?
+
+    [bold]bench audit table.csv[/] needs these columns, in any order:
+
+      method, dataset, labelled
+
+      metric: dsc, asd, hd95 ...
+
+      statistic: median, maximum, minimum, mean, std ...
+
+      value: as printed, with all its decimals
+
+    Columns n (number of runs) and protocol (last, best ...) let it see more.
+
+    Exit codes: 0 nothing is impossible, 1 something is, 2 bad input.
+    """
+    from protocols.audit import audit as examined
+    from reports.audit import impossible, sheets, write_audit
+    from reports.render import console
+    from results.published import FOLDER, read_tables
+
+    groups = examined(read_tables(paths or [FOLDER]))
+    for sheet in sheets(groups):
+        out.print(console(sheet))
+    if to:
+        err.print(f"[dim]wrote {write_audit(groups, to)}")
+    raise typer.Exit(int(impossible(groups) > 0))
+
+
+@app.command()
+def rescore(
+    to: Annotated[Path, typer.Option("--to", help="Folder of the store that is made.")],
+    store: StoreOption = Path("runs"),
+    component: Annotated[
+        Component, typer.Option(help="Of each prediction: all of it, or the largest component.")
+    ] = Component.ALL,
+    unit: Annotated[
+        Unit, typer.Option(help="Of distances: that of the data, or voxels of the original grid.")
+    ] = Unit.DATA,
+    data: DataOption = Path("data"),
+) -> None:
+    """Measure stored predictions again under another policy, into a store of their own.
+
+    [bold]bench rescore --store runs --to largest --component largest[/] needs runs that were made
+    with --keep-predictions. Reports of the new store say what was changed, and no table mixes both.
+    """
+    from benchmark.rescoring import Policy
+    from benchmark.rescoring import rescore as measure_again
+    from results.store import Store
+
+    if to.resolve() == store.resolve():
+        raise UserError("--to is the store itself; name another folder")
+    derived = Store.open(to, create=True)
+    runs = measure_again(Store.open(store), derived, Policy(component, unit), data)
+    out.print(f"{len(runs)} runs measured again, in {to}", highlight=False, markup=False)
 
 
 @app.command()
@@ -262,22 +510,26 @@ def list_datasets() -> None:
 @list_app.command("rules")
 def list_rules() -> None:
     """Rules that choose a checkpoint, for --protocol."""
-    from protocols.rules import RULES
+    from protocols.rules import RULES, signature
 
     _print_table(
-        ["name", "what it chooses"],
-        [[name, (rule.__doc__ or "").strip().splitlines()[0]] for name, rule in RULES.items()],
+        ["name", "what it chooses", "parameters and their defaults"],
+        [
+            [name, (rule.__doc__ or "").strip().splitlines()[0], signature(rule)]
+            for name, rule in RULES.items()
+        ],
     )
 
 
 @list_app.command("reports")
 def list_reports() -> None:
     """Reports that can be made of a store."""
-    from reports import REPORTS
+    from reports import PAPER, REPORTS
 
+    also = {n: ", ".join(k for k, v in PAPER.items() if v == n) for n in REPORTS}
     _print_table(
-        ["name", "what it shows", ""],
-        [[n, r.meaning, "standard" if r.standard else ""] for n, r in REPORTS.items()],
+        ["name", "or", "what it shows", ""],
+        [[n, also[n], r.meaning, "standard" if r.standard else ""] for n, r in REPORTS.items()],
     )
 
 
@@ -301,12 +553,16 @@ def data_prepare(
     source: Annotated[
         Path | None, typer.Option(help="Folder with the downloaded files, for a named dataset.")
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Another split: a name such as coranet, or FILE.json. (the canonical)"),
+    ] = None,
     data: DataOption = Path("data"),
 ) -> None:
     """Check a download and convert it into the fast local form; a second time does nothing."""
     from benchmark.commands import prepare
 
-    prepare(name, source, data, out)
+    prepare(name, source, data, out, split)
 
 
 @data_app.command("check")
@@ -314,21 +570,38 @@ def data_check(
     name: Annotated[str, typer.Argument(help="Dataset name, or a Decathlon folder.")],
     data: DataOption = Path("data"),
 ) -> None:
-    """Read every voxel of a prepared dataset, and say what is wrong or worth knowing."""
-    from benchmark.commands import summary_of
-    from benchmark.data import open_dataset
-    from benchmark.data.prepared import check_prepared
+    """Read every voxel of a prepared dataset, and say what is wrong or worth knowing.
 
-    dataset = open_dataset(name, data)
-    findings = check_prepared(dataset)
-    for finding in findings:
-        colour = "red" if finding.severity == "error" else "yellow"
-        out.print(
-            f"[{colour}]{finding.severity}[/] {escape(f'{finding.subject}: {finding.text}')}",
-            highlight=False,
-        )
-    out.print(escape(summary_of(dataset)), highlight=False)
-    raise typer.Exit(int(any(f.severity == "error" for f in findings)))
+    Scans and labels that occur twice, nearly identical images and repeated patients are named,
+    and what each leaks: from training to test, or from labelled to unlabelled cases.
+    """
+    from benchmark.commands import check_data
+
+    raise typer.Exit(check_data(name, data, out))
+
+
+@data_app.command("floor")
+def data_floor(
+    name: Annotated[str, typer.Argument(help="Dataset name, or a Decathlon folder.")],
+    labelled: Annotated[
+        list[int] | None,
+        typer.Option(help="Number of labelled volumes; several times. (10 %, 20 % and all)"),
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Add it to this store, in every setting that has runs of the dataset."),
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="Write the cases as CSV.")] = None,
+    data: DataOption = Path("data"),
+) -> None:
+    """What a predictor scores that never looks at an image: the mean label of the labelled cases.
+
+    Where volumes are cropped around the truth it scores much; whatever a method adds is above this.
+    With --store it becomes a run `atlas`, and every report prints it beside the methods.
+    """
+    from benchmark.commands import show_floor
+
+    show_floor(name, labelled or [], store, to, data, out)
 
 
 @data_app.command("list")

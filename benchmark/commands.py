@@ -9,16 +9,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from benchmark import environment
+from benchmark import environment, floor
 from benchmark.contract import CHECKS
 from benchmark.data import SOURCES, is_folder, open_dataset, prepared_folders, source_for
 from benchmark.data.base import Dataset
+from benchmark.data.inspection import inspect
+from benchmark.data.links import linked_cases
 from benchmark.data.prepared import is_prepared
 from benchmark.estimate import Cost, costs
 from benchmark.executors import EXECUTORS
@@ -27,11 +30,13 @@ from benchmark.plugins import from_file, resolve
 from benchmark.profiles import PROFILES
 from benchmark.remaining import Left, in_words, together
 from benchmark.runner import Job
-from benchmark.scheduler import Request, Summary, View, execute, grid
+from benchmark.scheduler import Request, Summary, View, execute, grid, require_predictions
 from benchmark.spec import parse_overrides, parse_seeds
 from benchmark.view import Bars, Lines, Silent
+from reports.render import csv_text, write_file
 from results.errors import UserError
 from results.lookup import find
+from results.schema import Keep
 from results.store import Store
 
 EMBEDDED = "phantom"
@@ -72,6 +77,7 @@ class Plan:
         executor: str,
         jobs: int | None,
         threads: int | None,
+        keep_predictions: Keep = Keep.NONE,
     ) -> Plan:
         """Resolve every name.
 
@@ -98,6 +104,7 @@ class Plan:
             overrides=parse_overrides(settings, known),
             data=data,
             plugins=absolute,
+            keep=keep_predictions,
         )
         made = find("executor", executor, EXECUTORS).make(resources)
         return cls(request, store, made, resources, profile is not None)
@@ -161,6 +168,15 @@ def show_plan(plan: Plan, console: Console) -> None:
     )
 
 
+def refuse_unkept(plan: Plan) -> None:
+    """Stop where predictions are asked for of runs that have finished without them.
+
+    Raises:
+        UserError: names such runs and says what to do.
+    """
+    require_predictions(plan.jobs, Store(plan.store))
+
+
 def refuse_endless(plan: Plan) -> None:
     """Stop before days of work that nobody asked for: the paper's scale by default, on a CPU.
 
@@ -211,7 +227,9 @@ def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> in
     return 0 if summary.ok else 1
 
 
-def prepare(name: str, source: Path | None, data: Path, console: Console) -> None:
+def prepare(
+    name: str, source: Path | None, data: Path, console: Console, split: str | None = None
+) -> None:
     """Prepare a dataset with a progress bar, and print what came of it.
 
     Raises:
@@ -238,9 +256,76 @@ def prepare(name: str, source: Path | None, data: Path, console: Console) -> Non
             said = what
             bars.update(task, completed=done, total=total, description=escape(what))
 
-        found.prepare(source, data, show)
+        folder = found.prepare(source, data, show, split)
     console.print(escape(said), highlight=False)
-    console.print(escape(summary_of(found.open(data))), highlight=False)
+    console.print(escape(summary_of(open_dataset(folder.name, data))), highlight=False)
+
+
+def check_data(name: str, data: Path, console: Console) -> int:
+    """Check a prepared dataset, print what it holds and what is wrong; return the exit code."""
+    dataset = open_dataset(name, data)
+    seen = inspect(dataset, environment.cores())
+    for finding in seen.findings:
+        colour = "red" if finding.severity == "error" else "yellow"
+        said = escape(f"{finding.subject}: {finding.text}")
+        console.print(f"[{colour}]{finding.severity}[/] {said}", highlight=False)
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for what, value in seen.summary():
+        facts.add_row(what, escape(value))
+    console.print(facts)
+    linked = linked_cases(dataset)
+    if linked:
+        console.print(
+            f"{len(linked)} of {len(dataset.splits['test'])} test cases are linked to training "
+            "cases; `bench report --cases unlinked` leaves them out.",
+            highlight=False,
+        )
+    console.print(escape(summary_of(dataset)), highlight=False)
+    return int(any(finding.severity == "error" for finding in seen.findings))
+
+
+def show_floor(
+    name: str,
+    labelled: Sequence[int],
+    store: Path | None,
+    to: Path | None,
+    data: Path,
+    console: Console,
+) -> None:
+    """Measure the atlas of a dataset and print it; write its cases, or add it to a store, if asked.
+
+    Raises:
+        UserError: more labelled cases than there are, a store without runs on the dataset, or a
+            file that cannot be written.
+    """
+    dataset = open_dataset(name, data)
+    if store is not None:
+        if labelled or to is not None:
+            raise UserError("--store measures the settings of its runs: leave --labelled and --out")
+        runs = floor.add_runs(Store.open(store), dataset, environment.cores())
+        console.print(f"{len(runs)} run(s) of {floor.METHOD} are in {store}", highlight=False)
+        return
+    n_train = len(dataset.splits["train"])
+    usual = {max(1, round(share * n_train)) for share in (0.1, 0.2, 1.0)}
+    counts = list(dict.fromkeys(labelled)) or sorted(usual)
+    unit = dataset.card.unit
+    table = Table("labelled", "split", "cases", "DSC %", f"ASD {unit}", f"HD95 {unit}", box=None)
+    rows = []
+    for count in counts:
+        frame = pd.DataFrame(floor.measure(dataset, count, jobs=environment.cores()))
+        for split, part in frame.groupby("split", sort=False):
+            means = (100 * part["dsc"].mean(), part["asd"].mean(), part["hd95"].mean())
+            table.add_row(
+                f"{count} of {n_train}", str(split), str(len(part)), *(f"{m:.2f}" for m in means)
+            )
+        rows.append(frame.assign(labelled=count))
+    console.print(table)
+    console.print(
+        f"Means over cases, volumes at full resolution. {floor.NOTE}", highlight=False, style="dim"
+    )
+    if to is not None:
+        write_file(to, csv_text(pd.concat(rows)))
+        console.print(f"wrote {to}", markup=False, highlight=False)
 
 
 def summary_of(dataset: Dataset) -> str:

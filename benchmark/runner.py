@@ -20,6 +20,7 @@ import torch
 from benchmark import checkpoint, environment
 from benchmark.data import open_dataset
 from benchmark.data.base import Dataset, Split, Volume
+from benchmark.data.links import linked_cases
 from benchmark.data.sampling import Sampler
 from benchmark.data.splits import split_labelled
 from benchmark.data.volumes import load_volumes
@@ -358,6 +359,7 @@ class _Attempt:
             "pseudo_label_seconds": progress.spent("pseudo-labels"),
             "peak_memory_bytes": max(a.peak_memory_bytes for a in attempts),
             "notes": list(self.world.dataset.card.notes),
+            "linked": linked_cases(self.world.dataset),
             "plugins": {Path(p).name: digest(Path(p)) for p in self.plugins},
         }
 

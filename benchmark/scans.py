@@ -1,4 +1,4 @@
-"""Volumes for figures: those that a stored run was evaluated on, and no others."""
+"""The data behind stored runs, for reports: those that a run was evaluated on, and no others."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmark.data import open_dataset
 from benchmark.data.base import Dataset
+from benchmark.data.links import linked_cases
 from benchmark.data.volumes import load_volumes
 from reports.scan import Scan
 from results.errors import UserError
@@ -29,6 +30,19 @@ def load_scan(data: Path, dataset: Mapping[str, Any], case: str) -> Scan:
         raise UserError(f"{found.label} in {data} has no case {case}")
     volume = load_volumes(found, [case], dataset["geometry"]["scale"])[case]
     return Scan(volume.image[0], volume.label.astype(bool), volume.spacing)
+
+
+def load_linked(data: Path, dataset: Mapping[str, Any]) -> dict[str, tuple[str, ...]] | None:
+    """The test cases of a run that are linked to training cases; None where nothing is known.
+
+    Args:
+        data: the data root.
+        dataset: the `dataset` part of the run's spec.
+
+    Raises:
+        UserError: the data are not there, or are not those of the run.
+    """
+    return linked_cases(open_evaluated(data, dataset))
 
 
 def open_evaluated(data: Path, dataset: Mapping[str, Any]) -> Dataset:

@@ -66,11 +66,12 @@ def of_median(values: Floats, level: float = LEVEL) -> Interval:
     """The exact interval of the median by order statistics; see `median_rank`.
 
     values: one a run. An infinite one is a failed run, worse than any number, and takes its
-    place in the order; a bound can therefore be infinite. NaN makes the bounds NaN.
+    place in the order; a bound can therefore be infinite. NaN makes the bounds NaN, and so
+    does a single run, between whose lowest and highest value no median ever lies.
     """
     rank, coverage = median_rank(len(values), level)
     kind = order_words(rank)
-    if len(values) == 0 or np.isnan(values).any():
+    if len(values) < 2 or np.isnan(values).any():
         return Interval(nan, nan, coverage, kind)
     ordered = np.sort(values)
     return Interval(float(ordered[rank - 1]), float(ordered[-rank]), coverage, kind)

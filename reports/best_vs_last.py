@@ -177,7 +177,7 @@ def _explain(figure: Figure, values: pd.DataFrame) -> None:
             markeredgewidth=1.4, markersize=7.5,
             label=f"best on the test set, out of {out_of} (an upper bound)",
         ),
-        Line2D([], [], color=GREY, linewidth=2.2, alpha=0.45, label="best − last: its optimism"),
+        Line2D([], [], color=GREY, linewidth=2.2, alpha=0.45, label="best − last"),
     ]  # fmt: skip
     figure.legend(
         handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9,

@@ -15,8 +15,10 @@ from protocols.rules import Rule, parse_rule
 from protocols.table import outcomes, planned_runs, summarise, with_identity
 from protocols.trajectory import KEYS, joined, trajectory
 from reports.scan import ScanReader
+from reports.strata import LinkReader, choose
 from results.errors import UserError
 from results.lookup import find
+from results.schema import Stratum
 from results.store import Store
 
 MAIN: Final = "main"
@@ -35,11 +37,16 @@ class Options:
     seed:  of resampling: the same seed gives the same intervals.
     cases: names of cases to show; none lets the report choose.
     scan:  reads the images behind the numbers; None where there are none.
+    stratum: which test cases count.
+    linked: gives the linked cases of a dataset whose runs do not say them; None where the data
+           are not there.
     """
 
     seed: int = 0
     cases: tuple[str, ...] = ()
     scan: ScanReader | None = None
+    stratum: Stratum = Stratum.ALL
+    linked: LinkReader | None = None
 
 
 DEFAULTS: Final = Options()
@@ -56,6 +63,7 @@ class Facts:
     sidecars:   of runs that have a record, by run id.
     policy:     name of the empty-mask policy.
     partial:    whether unfinished runs count, with the evaluations that they have.
+    strata:     what a reader must know of test cases that do not count, a sentence each.
     """
 
     store: Store
@@ -67,6 +75,7 @@ class Facts:
     policy: str
     partial: bool
     options: Options
+    strata: tuple[str, ...] = ()
 
     @property
     def cases(self) -> pd.DataFrame:
@@ -124,7 +133,8 @@ def load_facts(
         options: what concerns single reports.
 
     Raises:
-        UserError: an unknown name, a store without any run, or one that cannot be read.
+        UserError: an unknown name, a store without any run, one that cannot be read, or a stratum
+            of which nothing is known.
     """
     rule = parse_rule(protocol)
     chosen = find("policy", policy, POLICIES)
@@ -143,19 +153,27 @@ def load_facts(
     if begun and partial:
         rows = store.read_partial("cases")
         more = rows[rows["run"].isin(begun)][list(_SCORED)]
+    sidecars = {run: store.sidecar(run) for run in done}
+    counted = choose(options.stratum, records, sidecars, options.linked)
+    more = counted.of_cases(more)
+
+    def stored(runs: list[str]) -> pd.DataFrame:
+        return counted.of_cases(store.read("cases", runs, _SCORED))
+
     # A few runs at a time: millions of rows are never in memory unless a report asks for them.
     batches = (done[start : start + _BATCH] for start in range(0, len(done), _BATCH))
-    parts = [trajectory(store.read("cases", runs, _SCORED), chosen) for runs in batches]
+    parts = [trajectory(stored(runs), chosen) for runs in batches]
     return Facts(
         store=store,
-        runs=records,
-        stored=cache(lambda: _joined(store.read("cases", done, _SCORED), more)),
+        runs=counted.of_runs(records),
+        stored=cache(lambda: _joined(stored(done), more)),
         trajectory=joined([*parts, trajectory(more, chosen)]),
-        sidecars={run: store.sidecar(run) for run in done},
+        sidecars=sidecars,
         rule=rule,
         policy=policy,
         partial=partial,
         options=options,
+        strata=counted.notes,
     )
 
 

@@ -137,7 +137,7 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
         "By chance: the gap expected of runs that do not change at all, with as many evaluations "
         "and cases, if their scores move as those in the second half of these runs do about a "
         "straight line (normal noise, shared by the cases and not, with lag-1 correlation). A gap "
-        "that is no larger needs no other explanation. "
+        "that is no larger needs no other explanation; runs that still rise show less than that. "
         f"{STEM}-null.csv has other numbers of evaluations, at the same spacing, and of cases.",
         "Runs: finished of started; a failed or unfinished run has no gap but stays in the count."
         + _failed(methods),

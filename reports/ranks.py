@@ -132,7 +132,7 @@ def _ranks_sheet(facts: Facts, metric: str, placed: pd.DataFrame) -> Sheet:
         + ("." if len(used) == len(POLICIES) else ". All others give these ranks too.")
     )
     notes += [_winner(setting, label, table) for setting, table in by_setting.items()]
-    columns = (("", "method"), *schemes)
+    columns = (("", "method"), *_headings(placed))
     return Sheet(f"Ranks of methods by {label}", columns, tuple(sections), tuple(notes))
 
 
@@ -141,14 +141,17 @@ def _agreement_sheet(metric: str, placed: pd.DataFrame) -> Sheet:
     sections = []
     for setting, table in _by_setting(placed).items():
         taus = agreement(table)
-        rows = [(_name(a), *(number(_at(taus, a, b)) for b in schemes)) for a in taus.index]
+        rows = [
+            (_shown(a, placed), *(number(_at(taus, a, b)) for b in schemes)) for a in taus.index
+        ]
         sections.append(Section(setting, tuple(rows)))
     notes = (
         "Kendall's τ-b between the ranks: 1 the same order, −1 the reverse, 0 no relation; "
         f"corrected for ties. {NO_VALUE} where there is nothing to order.",
     )
     title = f"Agreement of ranks by {METRICS[metric].label}"
-    columns = (("", "protocol / policy"), *schemes)
+    heading = "protocol" if _one_policy(placed) else "protocol / policy"
+    columns = (("", heading), *_headings(placed))
     return Sheet(title, columns, tuple(sections), notes)
 
 
@@ -159,7 +162,7 @@ def _flips_sheet(placed: pd.DataFrame) -> Sheet:
         for metric, group in of_setting.groupby("metric", sort=False):
             for row in flips(_table(group)).to_dict("records"):
                 ahead = (row["first_ahead"], row["second_ahead"])
-                schemes = (", ".join(map(_name, names)) for names in ahead)
+                schemes = (", ".join(_shown(a, placed) for a in names) for names in ahead)
                 rows.append((METRICS[str(metric)].label, row["first"], row["second"], *schemes))
         if rows:
             sections.append(Section(str(setting), tuple(rows)))
@@ -203,7 +206,10 @@ def _winner(setting: str, label: str, table: pd.DataFrame) -> str:
     winner = robust_winner(table)
     if winner is None:
         return f"{setting}: by {label} no method is first, and alone there, under all of these."
-    return f"{setting}: robust winner by {label}: {winner}, first and alone there under all."
+    return (
+        f"{setting}: robust winner by {label}: {winner}, first and alone there under all. That is "
+        "no test of a difference."
+    )
 
 
 def _resampled(rule: Rule) -> Rule:
@@ -284,6 +290,20 @@ def _at(table: Any, row: tuple[str, str], column: object) -> float:
 
 def _name(scheme: tuple[str, str]) -> str:
     return " / ".join(scheme)
+
+
+def _one_policy(placed: pd.DataFrame) -> bool:
+    """Then it need not be named beside every protocol, where it reads as a method's name."""
+    return placed["policy"].nunique() == 1
+
+
+def _shown(scheme: tuple[str, str], placed: pd.DataFrame) -> str:
+    return scheme[0] if _one_policy(placed) else _name(scheme)
+
+
+def _headings(placed: pd.DataFrame) -> list[tuple[str, str]]:
+    schemes = _schemes(placed)
+    return [("", protocol) for protocol, _ in schemes] if _one_policy(placed) else schemes
 
 
 def _place(column: object) -> int:

@@ -150,13 +150,14 @@ def notes(facts: Facts) -> list[str]:
     if rule.optimistic:
         said.append(
             "Best − last: median over the runs that did not fail of the reported DSC minus that "
-            "of the last checkpoint, the optimism of choosing on the test set."
+            "of the last checkpoint, what choosing on the test set adds."
         )
     if unlike_lengths(summary)[0]:
         said.append(
             "Trained steps: methods of one setting were trained for different lengths, as their "
             "recipes say."
         )
+    said += facts.strata
     said += _dataset_notes(facts)
     said += [
         f"{dataset} is a partial copy: its numbers do not compare with those of the full set."
@@ -275,7 +276,8 @@ def _coverages(summary: pd.DataFrame) -> str:
     said = []
     for n in counts:
         rank, coverage = median_rank(n)
-        said.append(f"of {n} run{'s' if n > 1 else ''} {order_words(rank)}: {percentage(coverage)}")
+        kind = f"{n} runs {order_words(rank)}: {percentage(coverage)}" if n > 1 else "1 run none"
+        said.append(f"of {kind}")
     return (
         f"Interval of the median: {EXACT}. It is exact whatever the distribution of runs "
         f"({'; '.join(said)})."

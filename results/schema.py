@@ -132,3 +132,10 @@ class Unit(StrEnum):
 
     DATA = "data"
     VOXEL = "voxel"
+
+
+class Stratum(StrEnum):
+    """Which test cases a report counts: all, or those that are not linked to a training case."""
+
+    ALL = "all"
+    UNLINKED = "unlinked"

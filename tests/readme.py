@@ -9,13 +9,21 @@ from pathlib import Path
 from benchmark.data import SOURCES
 from benchmark.profiles import PROFILES
 from methods import METHODS
+from protocols.rules import RULES, signature
+from reports import PAPER, REPORTS
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def tables() -> dict[str, str]:
     """The generated sections by name."""
-    return {"profiles": profiles(), "datasets": datasets(), "methods": methods()}
+    return {
+        "profiles": profiles(),
+        "datasets": datasets(),
+        "methods": methods(),
+        "rules": rules(),
+        "reports": reports(),
+    }
 
 
 def profiles() -> str:
@@ -56,6 +64,24 @@ def methods() -> str:
         for m in METHODS
     ]
     return markdown(("method", "title", "paper", "follows", "recipes"), rows)
+
+
+def rules() -> str:
+    """Rules with their parameters."""
+    rows = []
+    for name, rule in RULES.items():
+        meaning = (rule.__doc__ or "").strip().splitlines()[0]
+        rows.append((f"`{name}`", meaning, f"`{signature(rule)}`"))
+    return markdown(("rule", "what is reported of a run", "parameters and their defaults"), rows)
+
+
+def reports() -> str:
+    """Reports and the paper's names for them."""
+    rows = []
+    for name, report in REPORTS.items():
+        also = ", ".join(f"`{paper}`" for paper, own in PAPER.items() if own == name)
+        rows.append((f"`{name}`" + " \\*" * report.standard, also, report.meaning))
+    return markdown(("report (\\* standard)", "or", "what it shows"), rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -8,20 +8,22 @@ from pathlib import Path
 from typing import Final
 
 from benchmark.data.base import Dataset, Source
-from benchmark.data.brats2019 import Brats2019
+from benchmark.data.brats2019 import BRATS2019
 from benchmark.data.decathlon import Decathlon, open_folder
-from benchmark.data.la import LeftAtrium
-from benchmark.data.pancreas import Pancreas
+from benchmark.data.la import LA
+from benchmark.data.pancreas import PANCREAS
 from benchmark.data.phantom import Phantom
-from benchmark.data.prepared import is_prepared
+from benchmark.data.prepared import is_prepared, read_manifest
+from benchmark.data.published import Published
+from benchmark.data.splits import split_names
 from results.errors import UserError
 from results.lookup import unknown
 
 SOURCES: Final[Mapping[str, Source]] = {
     "phantom": Phantom(),
-    "la": LeftAtrium(),
-    "pancreas": Pancreas(),
-    "brats2019": Brats2019(),
+    "la": LA,
+    "pancreas": PANCREAS,
+    "brats2019": BRATS2019,
 }
 
 
@@ -57,7 +59,7 @@ def open_dataset(name_or_path: str, root: Path) -> Dataset:
 
     Args:
         name_or_path: a name in `SOURCES`; a folder, as for `source_for`; or the name that a
-            folder got when it was prepared.
+            folder, or a known dataset with another split, got when it was prepared.
         root: the data root.
 
     Raises:
@@ -66,7 +68,20 @@ def open_dataset(name_or_path: str, root: Path) -> Dataset:
     if name_or_path in SOURCES or is_folder(name_or_path):
         return source_for(name_or_path).open(root)
     if name_or_path in prepared_folders(root):
-        return open_folder(root / name_or_path)
+        folder = root / name_or_path
+        published = SOURCES.get(read_manifest(folder).facts.get("dataset", ""))
+        return (
+            published.open_split(folder)
+            if isinstance(published, Published)
+            else open_folder(folder)
+        )
+    for base in SOURCES:
+        split = name_or_path.removeprefix(f"{base}-")
+        if split != name_or_path and split in split_names(base):
+            raise UserError(
+                f"{name_or_path} is not prepared in {root}. Run `bench data prepare {base} "
+                f"--split {split} --source DIR`."
+            )
     raise _unknown(name_or_path, prepared_folders(root))
 
 

@@ -106,13 +106,21 @@ class Source(ABC):
     card: Card
 
     @abstractmethod
-    def prepare(self, source: Path, root: Path, progress: Callable[[int, int, str], None]) -> Path:
+    def prepare(
+        self,
+        source: Path,
+        root: Path,
+        progress: Callable[[int, int, str], None],
+        split: str | None = None,
+    ) -> Path:
         """Convert the files under `source` into `root`/<name>; return that folder.
 
         Args:
             source: the user's download.
             root: the data root (`--data`).
             progress: called with (done, total, what) as work goes on.
+            split: None for the dataset's own split, the name of another committed one, or a JSON
+                file. With another one the dataset has another name, <name>-<split>.
 
         Raises:
             UserError: anything wrong with the input; nothing is left half-prepared.

@@ -4,8 +4,11 @@
     <folder>/imagesTr/<case>.nii.gz    or <case>_0000.nii.gz
     <folder>/labelsTr/<case>.nii.gz
 
+Several channels are the fourth axis of one file, or files of their own (<case>_0001.nii.gz ...).
+
 Such a folder has no published split for semi-supervised training, so one is drawn from a fixed
-seed when the folder is prepared, and stays as it is in the manifest.
+seed when the folder is prepared, and stays as it is in the manifest; or it is prepared with a split
+from a file, under a name of its own.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
@@ -37,6 +40,7 @@ from benchmark.data.prepared import (
     problems,
     read_manifest,
 )
+from benchmark.data.split_file import read_split, require_cases
 from benchmark.data.volumes import reduced_shape
 from results.errors import UserError
 
@@ -51,6 +55,19 @@ REDUCED_CAP: Final = (40, 40, 24)
 REDUCED_VOXELS: Final = 64 * 48 * 32
 TINY_VOXELS: Final = 24**3
 KIND: Final = "decathlon"
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The files of one case; several images are one channel each."""
+
+    images: tuple[Path, ...]
+    label: Path
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (*self.images, self.label)
 
 
 @final
@@ -70,41 +87,64 @@ class Decathlon(Source):
         self.label = label
         self.facts = _read_facts(self.folder)
         self.labels = _label_names(self.folder, self.facts)
+        self.modalities = _modalities(self.facts)
         if label is not None and label not in self.labels:
             known = ", ".join(f"{v} ({n})" for v, n in sorted(self.labels.items()))
             raise UserError(f"{self.folder} has no label {label}. Known: {known}.")
         self.card = self._card()
 
-    def prepare(self, source: Path, root: Path, progress: Progress) -> Path:
+    def prepare(
+        self, source: Path, root: Path, progress: Progress, split: str | None = None
+    ) -> Path:
         """See `Source.prepare`; `source` is the folder itself."""
         if source.expanduser().resolve() != self.folder:
             raise UserError(f"The source of {self.folder} is that folder, not {source}.")
-        pairs = self._pairs()
-        splits = draw_split(sorted(pairs))
-        files = [path for pair in pairs.values() for path in pair]
+        scans = self._scans()
+        card, splits = self._split(scans, split)
+        used = {case: scans[case] for cases in splits.values() for case in cases}
+        files = [path for scan in used.values() for path in scan.files]
         facts = {
             "kind": KIND,
-            "card": asdict(self.card),
+            "card": asdict(card),
             "source": {"folder": str(self.folder), "states": self._states(files)},
         }
         originals = [
             Original(
                 case=case,
-                split=split,
-                files={self._name(path): path for path in pairs[case]},
-                read=partial(self._read, *pairs[case]),
+                split=part,
+                files={self._name(path): path for path in scans[case].files},
+                read=partial(self._read, scans[case]),
             )
-            for split, cases in splits.items()
+            for part, cases in splits.items()
             for case in cases
         ]
         return prepare_folder(
             root,
-            self.card.name,
+            card.name,
             originals,
             self._preprocessing,
             progress,
             facts=facts,
         )
+
+    def _split(
+        self, scans: Mapping[str, Scan], asked: str | None
+    ) -> tuple[Card, Mapping[Split, tuple[str, ...]]]:
+        """The drawn split, or that in a file, whose name is part of the dataset's."""
+        if asked is None:
+            return self.card, draw_split(sorted(scans))
+        if not asked.endswith(".json"):
+            raise UserError(
+                f"--split {asked}: a folder has no splits with names. Give a JSON file, such as "
+                "split.json."
+            )
+        chosen = read_split(Path(asked))
+        require_cases(asked, chosen, scans)
+        left = len(scans) - len(chosen.cases)
+        said = f"The split is that of {Path(asked).name}"
+        said += f", which leaves out {left} of {len(scans)} cases." if left else "."
+        name = chosen.dataset_name(self.card.name)
+        return replace(self.card, name=name, notes=(said,)), chosen.lists
 
     def open(self, root: Path) -> Dataset:
         """See `Source.open`. The folder must still hold the files it was prepared from.
@@ -132,7 +172,7 @@ class Decathlon(Source):
             for record in manifest.cases.values()
             for name, sha256 in record.sources.items()
         }
-        new = {self._name(path): path for pair in self._pairs().values() for path in pair}
+        new = {self._name(path): path for scan in self._scans().values() for path in scan.files}
         if old.keys() != new.keys():
             other = sorted(old.keys() ^ new.keys())
             return f"{len(old)} files were prepared and {len(new)} are there, such as {other[0]}"
@@ -170,89 +210,114 @@ class Decathlon(Source):
     @property
     def _preprocessing(self) -> str:
         merged = "all labels" if self.label is None else f"label {self.label}"
-        clip = "clipped to {:g}..{:g} HU, ".format(*CT_WINDOW_HU) if self._is_ct else ""
+        several = len(self.modalities) > 1
+        clip = ""
+        if any(map(_is_ct, self.modalities)):
+            clip = "{}clipped to {:g}..{:g} HU, ".format("CT " * several, *CT_WINDOW_HU)
+        each = "each channel " * several
         return (
-            f"canonical orientation (RAS), {merged} as foreground, {clip}z-scored over the whole "
-            "volume, not resampled (version 1)"
+            f"canonical orientation (RAS), {merged} as foreground, {clip}{each}z-scored over the "
+            "whole volume, not resampled (version 1)"
         )
 
     @property
     def _argument(self) -> str:
         return f"{self.folder}" if self.label is None else f"{self.folder}:{self.label}"
 
-    @property
-    def _is_ct(self) -> bool:
-        return self.card.modality.upper() == "CT"
-
     def _card(self) -> Card:
         """The card, still without geometry: that follows from the volumes."""
         name = slug(self.folder.name)
         names = ", ".join(self.labels[v] for v in sorted(self.labels))
-        modalities = _modalities(self.facts)
-        if len(modalities) > 1:
-            raise UserError(
-                f"{self.folder} has {len(modalities)} channels ({', '.join(modalities)}); this "
-                "version reads one. Copy the one you need into a folder of its own."
-            )
         return Card(
             name=name if self.label is None else f"{name}-label{self.label}",
             title=str(self.facts.get("name", self.folder.name)),
             reference=str(self.facts.get("reference", "")),
             bibtex="",
             licence=str(self.facts.get("licence", self.facts.get("license", "unknown"))),
-            modality=modalities[0],
+            modality=", ".join(self.modalities),
             structure=names if self.label is None else self.labels[self.label],
             unit="mm",
             geometry={},
             augmentation="rotflip",
             how_to_get=f"Run `bench data prepare {self._argument}`.",
+            channels=len(self.modalities),
             notes=(
                 "The split was drawn from a fixed seed at preparation; it is nobody's official "
                 "one.",
             ),
         )
 
-    def _pairs(self) -> dict[str, tuple[Path, Path]]:
-        """Image and label of every case."""
+    def _scans(self) -> dict[str, Scan]:
+        """The files of every case."""
         labels = _volumes(self.folder / "labelsTr")
         images = _volumes(self.folder / "imagesTr")
-        second = sorted(name for name in images if name.endswith("_0001"))
-        if second:
-            raise UserError(
-                f"{images[second[0]]} is a second channel; this version reads one. Copy the one "
-                "you need into a folder of its own."
-            )
-        images = {name.removesuffix("_0000"): path for name, path in images.items()}
         listed = _listed_cases(self.facts)
-        expected = set(listed) if listed else labels.keys() | images.keys()
-        for what, found in (("image", images), ("label", labels)):
-            missing = sorted(expected - found.keys())
+        bases = {name if name in labels else _without_channel(name) for name in images}
+        expected = set(listed) if listed else labels.keys() | bases
+        names = {case: self._image_names(case, images) for case in expected}
+        lacking = {
+            "image": [_lacking(case, names[case], images) for case in sorted(expected)],
+            "label": [case for case in sorted(expected) if case not in labels],
+        }
+        for what, cases in lacking.items():
+            missing = [case for case in cases if case]
             if missing:
                 raise UserError(
                     f"{self.folder} has no {what} of {len(missing)} of {len(expected)} cases: "
                     f"{_some(missing)}. Get it again, or take the cases out of dataset.json and "
                     "of both folders."
                 )
-        extra = sorted((labels.keys() | images.keys()) - expected)
+        used = {name for case in expected for name in names[case]}
+        unused = sorted(images.keys() - used)
+        surplus = [name for name in unused if _without_channel(name) in expected]
+        if surplus:
+            raise UserError(
+                f"{images[surplus[0]]} is one channel too many: dataset.json names "
+                f"{self._channels}. Name it there, or remove the file."
+            )
+        extra = sorted((labels.keys() - expected) | {_without_channel(name) for name in unused})
         if extra:
             raise UserError(
                 f"{self.folder} has {len(extra)} cases that dataset.json does not list: "
                 f"{_some(extra)}. List them or move them elsewhere."
             )
-        return {case: (images[case], labels[case]) for case in sorted(expected)}
+        return {
+            case: Scan(tuple(images[name] for name in names[case]), labels[case])
+            for case in sorted(expected)
+        }
 
-    def _read(self, image_path: Path, label_path: Path) -> Volume:
+    @property
+    def _channels(self) -> str:
+        return f"{len(self.modalities)} ({', '.join(self.modalities)})"
+
+    def _image_names(self, case: str, images: Mapping[str, Path]) -> list[str]:
+        """Names of the files of a case's image: one of all channels, or one for each."""
+        if case in images:
+            return [case]
+        return [f"{case}_{channel:04d}" for channel in range(len(self.modalities))]
+
+    def _read(self, scan: Scan) -> Volume:
         """One case: reoriented, normalised and checked."""
-        image, affine = _read_nifti(image_path)
-        label, label_affine = _read_nifti(label_path)
-        for path, array in ((image_path, image), (label_path, label)):
-            if array.ndim != 3:
-                raise UserError(f"{path} has {array.ndim} axes; this version reads 3D volumes.")
-        if image.shape == label.shape and not np.allclose(affine, label_affine, atol=1e-2):
-            raise UserError(
-                f"{image_path} and its label lie in different places: their affines differ by up "
-                f"to {np.abs(affine - label_affine).max():.3g}. Bring both to the same grid."
-            )
+        first, label_path = scan.images[0], scan.label
+        label, affine = _read_nifti(label_path)
+        if label.ndim != 3:
+            raise UserError(f"{label_path} has {label.ndim} axes, not 3.")
+        channels: list[NDArray[np.float64]] = []
+        for path in scan.images:
+            image, image_affine = _read_nifti(path)
+            channels += self._split_channels(image, path, alone=len(scan.images) == 1)
+            if channels[-1].shape == label.shape and not np.allclose(
+                affine, image_affine, atol=1e-2
+            ):
+                raise UserError(
+                    f"{path} and its label lie in different places: their affines differ by up "
+                    f"to {np.abs(affine - image_affine).max():.3g}. Bring both to the same grid."
+                )
+            if channels[-1].shape != channels[0].shape:
+                raise UserError(
+                    f"{path} has {channels[-1].shape} voxels, {first} {channels[0].shape}. Bring "
+                    "all channels to the same grid."
+                )
         odd = np.setdiff1d(np.unique(label), [0, *self.labels])
         if odd.size:
             known = ", ".join(str(v) for v in sorted({0, *self.labels}))
@@ -261,21 +326,41 @@ class Decathlon(Source):
                 f"{', '.join(f'{v:g}' for v in odd[:5])}. Known: {known}. Mend either of them."
             )
         mask = (label > 0) if self.label is None else (label == self.label)
-        wrong = problems(image[None], mask.astype(np.uint8))
+        wrong = problems(np.stack(channels), mask.astype(np.uint8))
         if wrong:
-            raise UserError(f"{image_path} with its label cannot be used. {' '.join(wrong)}")
+            raise UserError(f"{first} with its label cannot be used. {' '.join(wrong)}")
         x, y, z = (float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
-        normalised = self._normalise(image, image_path)
-        return Volume(normalised[None], mask.astype(np.uint8), (x, y, z))
+        normalised = [
+            _normalised(channel, _is_ct(modality), first)
+            for channel, modality in zip(channels, self.modalities, strict=True)
+        ]
+        return Volume(np.stack(normalised), mask.astype(np.uint8), (x, y, z))
 
-    def _normalise(self, image: NDArray[np.float64], path: Path) -> NDArray[np.float32]:
-        """Z-score over the whole volume; CT is clipped to the soft-tissue window first."""
-        if self._is_ct:
-            image = np.clip(image, *CT_WINDOW_HU)
-        deviation = image.std()
-        if deviation == 0:
-            raise UserError(f"{path} has the same intensity everywhere. Get it again.")
-        return np.asarray((image - image.mean()) / deviation, dtype=np.float32)
+    def _split_channels(
+        self, image: NDArray[np.float64], path: Path, *, alone: bool
+    ) -> list[NDArray[np.float64]]:
+        """The channels in a file; `alone`: it should have all of them."""
+        expected = len(self.modalities) if alone else 1
+        if image.ndim == 3 and expected == 1:
+            return [image]
+        found = image.shape[3] if image.ndim == 4 else 1
+        if image.ndim not in (3, 4) or found != expected:
+            said = f"{found} channels" if image.ndim in (3, 4) else f"{image.ndim} axes"
+            raise UserError(
+                f"{path} has {said}, not {expected}: dataset.json names {self._channels}. Mend "
+                "either of them."
+            )
+        return list(np.moveaxis(image, 3, 0))
+
+
+def _normalised(image: NDArray[np.float64], ct: bool, path: Path) -> NDArray[np.float32]:
+    """Z-score over the whole volume; CT is clipped to the soft-tissue window first."""
+    if ct:
+        image = np.clip(image, *CT_WINDOW_HU)
+    deviation = image.std()
+    if deviation == 0:
+        raise UserError(f"{path} has the same intensity everywhere. Get it again.")
+    return np.asarray((image - image.mean()) / deviation, dtype=np.float32)
 
 
 def open_folder(prepared: Path) -> Dataset:
@@ -365,6 +450,27 @@ def _patch(shape: Triple, multiple: int, cap: Triple) -> Triple:
 def _overlapping(patch: Triple, scale: float) -> Geometry:
     x, y, z = (side // 2 for side in patch)
     return Geometry(patch=patch, stride=(x, y, z), scale=scale)
+
+
+def _is_ct(modality: str) -> bool:
+    return modality.upper() == "CT"
+
+
+def _without_channel(name: str) -> str:
+    """The case of nnU-Net's file name.
+
+    >>> _without_channel("liver_003_0001"), _without_channel("liver_003")
+    ('liver_003', 'liver_003')
+    """
+    return re.sub(r"_\d{4}$", "", name)
+
+
+def _lacking(case: str, names: Sequence[str], images: Mapping[str, Path]) -> str:
+    """What of a case's image is missing, by name; empty if nothing is."""
+    missing = [name for name in names if name not in images]
+    if not missing:
+        return ""
+    return case if len(missing) == len(names) else missing[0]
 
 
 def _some(names: Sequence[str]) -> str:

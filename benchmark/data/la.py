@@ -2,35 +2,43 @@
 
 The field trains on 100 volumes that the authors of UA-MT cropped and normalised once
 (`<case>/mri_norm2.h5`). Their script draws the crop margins without a seed, so the files cannot be
-made again; they are known by their sha256 (checksums/la.tsv).
+made again; they are known by their sha256 (checksums/la.tsv). From the challenge's own files the
+same steps are done here with margins drawn from a fixed seed: other crops, another fingerprint.
 """
 
 from __future__ import annotations
 
-import os
-from functools import partial
 from pathlib import Path
-from typing import Final, final
+from typing import Final
 
-import h5py
 import numpy as np
+from numpy.typing import NDArray
 
-from benchmark.data.base import Card, Dataset, Geometry, Source, Split, Volume
-from benchmark.data.prepared import (
-    Original,
-    Progress,
-    is_prepared,
-    open_prepared,
-    prepare_folder,
-    problems,
-)
+from benchmark import seeding
+from benchmark.data import itk
+from benchmark.data.base import Card, Geometry, Volume
+from benchmark.data.hdf5 import read_h5
+from benchmark.data.prepared import Files, problems
+from benchmark.data.published import Form, Published, only, put, walk
 from benchmark.data.splits import read_list
+from benchmark.data.steps import Bounds, cut, label_extent, widened, z_scored
 from results.errors import UserError
 
 FILE: Final = "mri_norm2.h5"
+IMAGE: Final = "lgemri.nrrd"
+LABEL: Final = "laendo.nrrd"
+ATRIUM: Final = 255
+LEAST_EXTENT: Final = 112
+MARGINS: Final = (10, 20)
+"""Margins are drawn from 10 to 19 voxels."""
+
 PREPROCESSING: Final = (
     "mri_norm2.h5 as published: z-scored over the whole scan, then cropped around the label with "
     "random margins; not resampled (version 1)"
+)
+CHALLENGE_PREPROCESSING: Final = (
+    "lgemri.nrrd z-scored over the whole scan, then cropped in x and y around the label with "
+    "margins drawn from a fixed seed; not resampled (version 1)"
 )
 
 CARD: Final = Card(
@@ -59,7 +67,8 @@ CARD: Final = Card(
     augmentation="rotflip",
     how_to_get=(
         f"Get the folder of 100 cases, each with {FILE}, that the repository yulequan/UA-MT on "
-        "GitHub distributes (data/2018LA_Seg_Training Set), then run "
+        "GitHub distributes (data/2018LA_Seg_Training Set), or the training set of the challenge "
+        f"(cardiacatlas.org; each case with {IMAGE} and {LABEL}), then run "
         "`bench data prepare la --source DIR`."
     ),
     notes=(
@@ -74,102 +83,144 @@ CARD: Final = Card(
 )
 
 
-@final
-class LeftAtrium(Source):
-    """The 100 published .h5 volumes, or some of them."""
+def crop_bounds(label: NDArray[np.uint8], case: str) -> Bounds:
+    """Where a scan is cropped: x and y around the label with seeded margins, all of z.
 
-    card = CARD
-
-    def prepare(self, source: Path, root: Path, progress: Progress) -> Path:
-        """See `Source.prepare`. Looks for <case>/mri_norm2.h5 anywhere below `source`.
-
-        Files that are not the published ones (sha256) are taken, and the dataset's label says so.
-        """
-        lists: dict[Split, tuple[str, ...]] = {
-            "train": read_list("la_train"),
-            "test": read_list("la_test"),
-        }
-        known = dict(line.split("\t") for line in read_list("la", folder="checksums", end=".tsv"))
-        found = _find(source, frozenset(known))
-        originals = [
-            Original(
-                case=case,
-                split=split,
-                files={f"{case}/{FILE}": found[case]},
-                read=partial(_read, found[case]),
-                known_sha256=known[case],
-            )
-            for split, cases in lists.items()
-            for case in cases
-            if case in found
-        ]
-        for split, cases in lists.items():
-            if not found.keys() & set(cases):
-                raise UserError(
-                    f"{source} holds {len(found)} LA cases, none of them of the {split} split. "
-                    f"Add at least one of its {len(cases)} cases, such as {cases[0]}."
-                )
-        return prepare_folder(
-            root,
-            CARD.name,
-            originals,
-            PREPROCESSING,
-            progress,
-            complete=len(originals) == len(known),
-        )
-
-    def open(self, root: Path) -> Dataset:
-        """See `Source.open`."""
-        folder = root / CARD.name
-        if not is_prepared(folder):
-            raise UserError(f"la is not prepared in {root}. {CARD.how_to_get}")
-        return open_prepared(folder, CARD)
+    Args:
+        label: (X, Y, Z), not empty.
+        case: one of the 100; its margins do not depend on what other cases are there.
+    """
+    place = sorted((*read_list("la_train"), *read_list("la_test"))).index(case)
+    draw = seeding.generator(0, "data", 1, place)
+    bounds = []
+    for (low, high), length in zip(label_extent(label)[:2], label.shape[:2], strict=True):
+        below, above = (int(margin) for margin in draw.integers(*MARGINS, size=2))
+        bounds.append(widened(low, high, length, LEAST_EXTENT, (below, above)))
+    return bounds[0], bounds[1], (0, label.shape[2])
 
 
-def _find(source: Path, known: frozenset[str]) -> dict[str, Path]:
-    """The volumes below a folder, by case."""
-    if not source.is_dir():
-        raise UserError(f"{source} is not a folder. {CARD.how_to_get}")
-    found: dict[str, Path] = {}
+def _find_h5(source: Path) -> dict[str, Files]:
+    """The community's volumes below a folder."""
+    found: dict[str, Files] = {}
+    known = _known()
     strange = []
-    for folder, _, files in sorted(os.walk(source, followlinks=True)):
-        case = Path(folder).name
+    for folder, files in walk(source):
+        case = folder.name
         if FILE in files and case not in known:
-            strange.append(folder)
-        elif FILE in files and case in found:
-            raise UserError(
-                f"The LA case {case} is there twice: {found[case].parent} and {folder}. "
-                "Give a folder that holds one of them."
-            )
+            strange.append(str(folder))
         elif FILE in files:
-            found[case] = Path(folder) / FILE
-        elif case in known and not any(Path(folder).rglob(FILE)):
+            put(found, case, {f"{case}/{FILE}": folder / FILE})
+        elif case in known and not any(any(folder.rglob(file)) for file in (FILE, IMAGE, LABEL)):
             raise UserError(
                 f"The LA case {case} has no {FILE} in {folder}. Get that file again, or remove the "
                 "folder to prepare a partial copy."
             )
-    if strange:
-        listed = ", ".join(strange[:5]) + (" …" if len(strange) > 5 else "")
-        raise UserError(
-            f"{len(strange)} folders with a {FILE} are in neither of the two LA lists (80 train, "
-            f"20 test): {listed}. Their name must be the case's; rename or remove them."
-        )
-    if not found:
-        raise UserError(f"There is no <case>/{FILE} below {source}. {CARD.how_to_get}")
+    _refuse_strange(strange, FILE)
     return found
 
 
-def _read(path: Path) -> Volume:
-    """One published volume, checked."""
-    again = "Get the file again, or remove its folder to prepare a partial copy."
-    try:
-        with h5py.File(path) as file:
-            image, label = file["image"][()], file["label"][()]
-    except KeyError as error:
-        raise UserError(f"{path} has no data set 'image' or no 'label'. {again}") from error
-    except OSError as error:
-        raise UserError(f"{path} is truncated or damaged ({error}). {again}") from error
-    wrong = problems(image[None], label)
+def _find_challenge(source: Path) -> dict[str, Files]:
+    """The challenge's own files below a folder."""
+    found: dict[str, Files] = {}
+    known = _known()
+    strange = []
+    for folder, files in walk(source):
+        pair = [name for name in (IMAGE, LABEL) if name in files]
+        if not pair:
+            continue
+        if folder.name not in known:
+            strange.append(str(folder))
+            continue
+        if len(pair) == 1:
+            missing = LABEL if pair == [IMAGE] else IMAGE
+            raise UserError(
+                f"The LA case {folder.name} has no {missing} in {folder}. Get that file again, or "
+                "remove the folder to prepare a partial copy."
+            )
+        put(found, folder.name, {f"{folder.name}/{name}": folder / name for name in pair})
+    _refuse_strange(strange, IMAGE)
+    return found
+
+
+def _known() -> frozenset[str]:
+    return frozenset((*read_list("la_train"), *read_list("la_test")))
+
+
+def _refuse_strange(folders: list[str], file: str) -> None:
+    if folders:
+        listed = ", ".join(folders[:5]) + (" …" if len(folders) > 5 else "")
+        raise UserError(
+            f"{len(folders)} folders with a {file} are in neither of the two LA lists (80 train, "
+            f"20 test): {listed}. Their name must be the case's; rename or remove them."
+        )
+
+
+def _read_h5(case: str, files: Files) -> Volume:
+    return read_h5(only(files, f"{case}/{FILE}"), "its folder")
+
+
+def _read_challenge(case: str, files: Files) -> Volume:
+    """One scan of the challenge, checked, normalised and cropped."""
+    image_path, label_path = (only(files, f"{case}/{name}") for name in (IMAGE, LABEL))
+    image, label = itk.read_scan(image_path), itk.read_scan(label_path)
+    again = "Get both files again, or remove the folder to prepare a partial copy."
+    if image.voxels.shape != label.voxels.shape:
+        raise UserError(
+            f"{label_path} has {label.voxels.shape} voxels and its image {image.voxels.shape}: it "
+            f"is of another case. {again}"
+        )
+    if _flipped(image, label):
+        raise UserError(
+            f"{label_path} and its image have the same spacing and other axes: one of them is "
+            f"flipped. {again}"
+        )
+    odd = np.setdiff1d(np.unique(label.voxels), [0, ATRIUM])
+    if odd.size:
+        raise UserError(
+            f"{label_path} has values other than 0 and {ATRIUM}: "
+            f"{', '.join(f'{value:g}' for value in odd[:5])}. {again}"
+        )
+    mask = (label.voxels == ATRIUM).astype(np.uint8)
+    wrong = problems(image.voxels[None], mask)
     if wrong:
-        raise UserError(f"{path} cannot be used. {' '.join(wrong)} {again}")
-    return Volume(image[None].astype(np.float32), label.astype(np.uint8), (1.0, 1.0, 1.0))
+        raise UserError(f"{image_path} with its label cannot be used. {' '.join(wrong)} {again}")
+    mean, deviation = image.voxels.mean(dtype=np.float64), image.voxels.std(dtype=np.float64)
+    bounds = crop_bounds(mask, case)
+    try:
+        normalised = z_scored(cut(image.voxels, bounds), float(mean), float(deviation))
+    except ValueError as error:
+        raise UserError(f"{image_path} cannot be used: {error}. {again}") from error
+    return Volume(normalised[None], cut(mask, bounds), (1.0, 1.0, 1.0))
+
+
+def _flipped(image: itk.Scan, label: itk.Scan) -> bool:
+    """Whether both headers carry a geometry and their axes differ.
+
+    Many labels are saved with an empty header (spacing 1), which says nothing.
+    """
+    same_grid = np.allclose(image.spacing, label.spacing, rtol=1e-3)
+    empty = np.allclose(label.spacing, 1) and np.allclose(label.direction, np.eye(3).ravel())
+    return same_grid and not empty and not np.allclose(image.direction, label.direction, atol=1e-3)
+
+
+LA: Final = Published(
+    CARD,
+    forms=(
+        Form(
+            files=f"<case>/{IMAGE}",
+            preprocessing=CHALLENGE_PREPROCESSING,
+            find=_find_challenge,
+            read=_read_challenge,
+            remark="from the challenge's files, cropped with other margins",
+        ),
+        Form(
+            files=f"<case>/{FILE}",
+            preprocessing=PREPROCESSING,
+            find=_find_h5,
+            read=_read_h5,
+            known_sha256=dict(
+                line.split("\t") for line in read_list("la", folder="checksums", end=".tsv")
+            ),
+        ),
+    ),
+)

@@ -115,7 +115,9 @@ class Phantom(Source):
 
     card = CARD
 
-    def prepare(self, source: Path, root: Path, progress: Progress) -> Path:
+    def prepare(
+        self, source: Path, root: Path, progress: Progress, split: str | None = None
+    ) -> Path:
         """See `Source.prepare`. Always raises `UserError`."""
         raise UserError("phantom needs no preparation: it is drawn when it is used.")
 

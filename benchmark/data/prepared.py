@@ -16,17 +16,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from itertools import combinations
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from benchmark.data.base import SPLITS, Card, Dataset, Split, Volume
 from results.errors import UserError
@@ -34,21 +33,29 @@ from results.errors import UserError
 FORMAT: Final = 1
 """Version of the manifest."""
 
+WORKERS: Final = 2
+"""Cases that are prepared at once. Threads do: the work is in libraries that let others run."""
+
 Progress = Callable[[int, int, str], None]
+Files = Mapping[str, Path | tuple[Path, ...]]
+"""The files of a case, or several of them as one, by a name that does not depend on where they lie.
+"""
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Original:
     """One case as the user has it.
 
-    files: the files it is made of, by a name that does not depend on where they lie.
+    files: what it is made of.
     read:  gives the case in its prepared form, or raises `UserError`.
     known_sha256: of its one file, as published; None where nothing is published.
     """
 
     case: str
     split: Split
-    files: Mapping[str, Path]
+    files: Files
     read: Callable[[], Volume]
     known_sha256: str | None = None
 
@@ -80,7 +87,8 @@ class Manifest:
     """Everything about a prepared folder but the voxels.
 
     facts: what the dataset's own module wants to remember (for a folder known by its path only:
-           the whole card).
+           the whole card). Known here are "remark", what tables say of it, and "twins", pairs of
+           cases that may be the same scan in two splits.
     """
 
     name: str
@@ -91,19 +99,6 @@ class Manifest:
     facts: Mapping[str, Any]
     fingerprint: str
     format: int = FORMAT
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something a check found.
-
-    severity: "error" (the data cannot be used) or "warning" (a reader of the results must know).
-    subject:  the case, or the dataset's name.
-    """
-
-    severity: Literal["error", "warning"]
-    subject: str
-    text: str
 
 
 def array_sha256(array: NDArray[Any]) -> str:
@@ -124,6 +119,17 @@ def file_sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def files_sha256(files: Path | tuple[Path, ...]) -> str:
+    """Sha256 of a file; of several, that of their sorted digests, so their names do not matter.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    if isinstance(files, Path):
+        return file_sha256(files)
+    return hashlib.sha256("\n".join(sorted(map(file_sha256, files))).encode()).hexdigest()
 
 
 def dataset_fingerprint(
@@ -197,28 +203,31 @@ def prepare_folder(
     """
     folder = root / name
     total = len(originals)
+    splits: dict[Split, tuple[str, ...]] = {
+        split: tuple(o.case for o in originals if o.split == split) for split in SPLITS
+    }
     with _exclusive(root, name):
-        progress(0, total, f"checking the files of {name}")
-        sources = {
-            original.case: {key: file_sha256(path) for key, path in original.files.items()}
-            for original in originals
-        }
+        sources = _each(
+            lambda o: {key: files_sha256(files) for key, files in o.files.items()},
+            originals,
+            lambda done, _: progress(
+                0, total, f"checking the files of {name} ({done} of {total} cases)"
+            ),
+        )
         if folder.exists():
             manifest = read_manifest(folder)
-            _require_same(folder, manifest, preprocessing, sources)
+            _require_same(folder, manifest, preprocessing, sources, splits)
             said = f"{name} is already prepared in {folder}: nothing to do"
-            progress(total, total, said + _in_brackets(unpublished(manifest.cases)))
+            progress(total, total, said + _in_brackets(_remark(manifest)))
             return folder
         temporary = _make_temporary(root, name)
         try:
-            records = {}
-            for done, original in enumerate(originals):
-                progress(done, total, original.case)
-                records[original.case] = _write_case(temporary, original, sources[original.case])
-            splits: dict[Split, tuple[str, ...]] = {
-                split: tuple(o.case for o in originals if o.split == split) for split in SPLITS
-            }
-            leak = _shared_scan(splits, records)
+            records = _each(
+                lambda original: _write_case(temporary, original, sources[original.case]),
+                originals,
+                lambda done, case: progress(done, total, case),
+            )
+            leak = _shared_scan(splits, records, facts or {})
             if leak:
                 raise UserError(f"{leak} Take one of them out of the source.")
             manifest = Manifest(
@@ -239,7 +248,7 @@ def prepare_folder(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-    remark = _in_brackets(unpublished(records))
+    remark = _in_brackets(_remark(manifest))
     progress(total, total, f"{name} is prepared in {folder}{remark}")
     return folder
 
@@ -299,7 +308,7 @@ def open_prepared(folder: Path, card: Card) -> Dataset:
         UserError: the manifest or a volume is missing or damaged, or two splits share a scan.
     """
     manifest = read_manifest(folder)
-    leak = _shared_scan(manifest.splits, manifest.cases)
+    leak = _shared_scan(manifest.splits, manifest.cases, manifest.facts)
     if leak:
         raise UserError(
             f"{leak} Take one of them out of the source, remove the folder {folder} and run "
@@ -320,51 +329,8 @@ def open_prepared(folder: Path, card: Card) -> Dataset:
         load=partial(_load, folder, manifest),
         complete=manifest.complete,
         folder=folder,
-        remark=unpublished(manifest.cases),
+        remark=_remark(manifest),
     )
-
-
-def check_prepared(dataset: Dataset) -> list[Finding]:
-    """Read every voxel of a dataset and list what is wrong or what a reader must know.
-
-    Errors are damage (voxels that are not those in the manifest), values that cannot be used, and
-    a case in two splits. Warnings are originals that are not the published files, and the same
-    image or label under two names: labels are compared inside their bounding boxes, so that two
-    crops of one scan are found.
-    """
-    findings = []
-    manifest = None if dataset.folder is None else read_manifest(dataset.folder)
-    images: dict[str, list[str]] = {}
-    labels: dict[str, list[str]] = {}
-    split_of: dict[str, Split] = {}
-    for split in SPLITS:
-        for case in dataset.splits[split]:
-            if case in split_of:
-                text = f"The case is in {split_of[case]} and in {split}."
-                findings.append(Finding("error", case, text))
-                continue
-            split_of[case] = split
-            try:
-                volume = dataset.load(case)
-            except UserError as error:
-                findings.append(Finding("error", case, str(error)))
-                continue
-            wrong = problems(volume.image, volume.label)
-            if manifest is not None and manifest.cases[case].verified is False:
-                text = "The original differs from the published file (sha256)."
-                findings.append(Finding("warning", case, text))
-            findings += [Finding("error", case, text) for text in wrong]
-            if not wrong:
-                images.setdefault(array_sha256(volume.image), []).append(case)
-                box = ndimage.find_objects(volume.label)[0]
-                labels.setdefault(array_sha256(volume.label[box]), []).append(case)
-    for what, groups in (("image", images), ("label, up to the crop,", labels)):
-        for group in groups.values():
-            findings += [
-                Finding("warning", a, f"The same {what} as {b}: {split_of[a]} and {split_of[b]}.")
-                for a, b in combinations(group, 2)
-            ]
-    return findings
 
 
 def _times(shape: Sequence[int]) -> str:
@@ -415,17 +381,47 @@ def _stored_sha256(path: Path, mtime_ns: int) -> str:
 
 
 def _shared_scan(
-    splits: Mapping[Split, Sequence[str]], records: Mapping[str, Record]
+    splits: Mapping[Split, Sequence[str]],
+    records: Mapping[str, Record],
+    facts: Mapping[str, Any],
 ) -> str | None:
     """Says which scan with which label lies in two splits under two names, if any does."""
+    twins = {frozenset(pair) for pair in facts.get("twins", ())}
     seen: dict[tuple[str, str], tuple[str, Split]] = {}
     for split in SPLITS:
         for case in splits[split]:
             content = (records[case].image_sha256, records[case].label_sha256)
             other, where = seen.setdefault(content, (case, split))
-            if where != split:
+            if where != split and {other, case} not in twins:
                 return f"{other} ({where}) and {case} ({split}) are the same scan and label."
     return None
+
+
+def _each(
+    work: Callable[[Original], R], originals: Iterable[Original], report: Callable[[int, str], None]
+) -> dict[str, R]:
+    """What `work` gives for every case, in their order, `WORKERS` of them at once.
+
+    What has begun is finished before an error or an interruption goes on, so that nothing is
+    written afterwards.
+    """
+    results = {}
+    with ThreadPoolExecutor(WORKERS) as pool:
+        pending = [(original.case, pool.submit(work, original)) for original in originals]
+        try:
+            for done, (case, future) in enumerate(pending):
+                report(done, case)
+                results[case] = future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def _remark(manifest: Manifest) -> str:
+    """In what a folder differs from the published data, in a few words."""
+    said = [str(manifest.facts.get("remark", "")), unpublished(manifest.cases)]
+    return "; ".join(text for text in said if text)
 
 
 def _in_brackets(text: str) -> str:
@@ -437,10 +433,12 @@ def _require_same(
     manifest: Manifest,
     preprocessing: str,
     sources: Mapping[str, Mapping[str, str]],
+    splits: Mapping[Split, Sequence[str]],
 ) -> None:
     """Raise unless the folder was made from just these files in just this way."""
     old = {case: dict(record.sources) for case, record in manifest.cases.items()}
-    if old == sources and manifest.preprocessing == preprocessing:
+    same_way = manifest.preprocessing == preprocessing and manifest.splits == splits
+    if old == sources and same_way:
         return
     if old.keys() != sources.keys():
         reason = f"it holds {len(old)} cases, the source {len(sources)}, and not the same ones"
@@ -449,8 +447,10 @@ def _require_same(
     elif old != sources:
         changed = sorted(case for case in old if old[case] != sources[case])
         reason = f"{len(changed)} of {len(old)} cases have other files, such as {changed[0]}"
-    else:
+    elif manifest.preprocessing != preprocessing:
         reason = "the preprocessing is another one"
+    else:
+        reason = "the cases are split in another way"
     raise UserError(
         f"{folder} is prepared from something else: {reason}. To replace it, remove that folder "
         "and run the same command again; to keep both, use another data root (--data)."

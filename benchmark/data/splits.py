@@ -2,14 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
 from importlib import resources
+from pathlib import Path
+from typing import Final
 
-from benchmark.data.base import Dataset
+from benchmark.data.base import SPLITS, Dataset, Split
 from results.errors import UserError
+from results.lookup import unknown
+
+FOLDER: Final = "splits"
 
 
-def read_list(name: str, folder: str = "splits", end: str = ".txt") -> tuple[str, ...]:
+@dataclass(frozen=True)
+class CaseLists:
+    """Which cases are in which split, in the order that counts.
+
+    name:  of the split, in lower-case letters, digits and dashes; empty for a dataset's canonical
+           one.
+    lists: case names by split; "val" may be empty.
+    """
+
+    name: str
+    lists: Mapping[Split, tuple[str, ...]]
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """All cases, in the order of the splits."""
+        return tuple(case for split in SPLITS for case in self.lists[split])
+
+    def dataset_name(self, base: str) -> str:
+        """How a dataset is called that was prepared with this split.
+
+        >>> CaseLists("coranet", {}).dataset_name("pancreas")
+        'pancreas-coranet'
+        """
+        return f"{base}-{self.name}" if self.name else base
+
+
+def split_names(dataset: str) -> tuple[str, ...]:
+    """The committed splits of a dataset besides its canonical one.
+
+    >>> split_names("pancreas")
+    ('aua', 'ccnet', 'coranet', 'mcf-0', 'mcf-1', 'mcf-2', 'mcf-3')
+    """
+    begin, end = f"{dataset}-", "_train.txt"
+    files = (path.name for path in (resources.files("benchmark.data") / FOLDER).iterdir())
+    return tuple(
+        sorted(
+            file.removeprefix(begin).removesuffix(end)
+            for file in files
+            if file.startswith(begin) and file.endswith(end)
+        )
+    )
+
+
+def choose_split(dataset: str, asked: str | None = None) -> CaseLists:
+    """A dataset's canonical split, one of its other committed ones, or one in a JSON file.
+
+    Args:
+        dataset: a dataset with committed lists.
+        asked: None for the canonical split, a name, or a path that ends with ".json".
+
+    Raises:
+        UserError: there is no such split, or the file cannot be used.
+    """
+    if asked is not None and asked.endswith(".json"):
+        from benchmark.data.split_file import read_split
+
+        return read_split(Path(asked))
+    known = split_names(dataset)
+    if asked is not None and asked not in known:
+        only = f"unknown split of {dataset} '{asked}'. It has none but its canonical one"
+        error = unknown(f"split of {dataset}", asked, known) if known else only
+        raise UserError(f"{error}; or a file that ends with .json")
+    base = CaseLists(asked or "", {}).dataset_name(dataset)
+    has_val = (resources.files("benchmark.data") / FOLDER / f"{base}_val.txt").is_file()
+    return CaseLists(
+        asked or "",
+        {
+            "train": read_list(f"{base}_train"),
+            "val": read_list(f"{base}_val") if has_val else (),
+            "test": read_list(f"{base}_test"),
+        },
+    )
+
+
+def read_list(name: str, folder: str = FOLDER, end: str = ".txt") -> tuple[str, ...]:
     """The lines of a committed list.
 
     >>> read_list("la_train")[:2]

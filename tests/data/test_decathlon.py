@@ -15,7 +15,7 @@ import pytest
 from benchmark.data import decathlon, open_dataset, source_for
 from benchmark.data.base import SPLITS, Dataset, Geometry
 from benchmark.data.decathlon import Decathlon, derive_geometry, draw_split
-from benchmark.data.prepared import check_prepared
+from benchmark.data.inspection import check_prepared
 from results.errors import UserError
 from tests.data.made_data import CASES, SHARED, ball, quiet, volume, write_facts, write_nifti
 
@@ -280,16 +280,103 @@ def test_a_dataset_json_that_says_nothing_is_refused(tmp_path, text):
         Decathlon(tmp_path)
 
 
-def test_several_channels_are_refused(blobs, tmp_path):
-    write_facts(blobs, CASES, modality={"0": "T1", "1": "T2"})
-    with pytest.raises(UserError, match=r"2 channels \(T1, T2\)"):
-        Decathlon(blobs)
-    write_facts(blobs, CASES)
+def test_channels_that_are_not_announced_are_refused(blobs, tmp_path):
     write_nifti(blobs, CASE, image=np.stack([volume().image[0]] * 2, axis=-1))
-    refuse(blobs, tmp_path, f"{CASE}.nii.gz has 4 axes")
+    refuse(blobs, tmp_path, rf"{CASE}.nii.gz has 2 channels, not 1: dataset.json names 1 \(MRI\)")
+    write_nifti(blobs, CASE, image=volume().image[0][..., None, None])
+    refuse(blobs, tmp_path, f"{CASE}.nii.gz has 5 axes, not 1")
     write_nifti(blobs, CASE)
     write_nifti(blobs, CASE, suffix="_0001")
-    refuse(blobs, tmp_path, f"{CASE}_0001.nii.gz is a second channel")
+    refuse(blobs, tmp_path, rf"{CASE}_0001.nii.gz is one channel too many: .* 1 \(MRI\)")
+
+
+def test_channels_that_are_announced_and_missing_are_named(tmp_path):
+    folder = two_channels(tmp_path / "two", "files")
+    (folder / "imagesTr" / f"{CASE}_0001.nii.gz").unlink()
+    refuse(folder, tmp_path, rf"no image of 1 of 10 cases: {CASE}_0001\.")
+    write_nifti(folder, CASE, image=volume().image[0])
+    (folder / "imagesTr" / f"{CASE}_0000.nii.gz").unlink()
+    refuse(folder, tmp_path, rf"{CASE}.nii.gz has 1 channels, not 2: .* 2 \(T1, CT\)")
+
+
+def two_channels(folder: Path, form: str) -> Path:
+    """Ten cases of an MRI and a CT channel: in one file, or in files."""
+    for number, case in enumerate(CASES):
+        first, second = (volume(seed).image[0] for seed in (number, 100 + number))
+        if form == "axis":
+            write_nifti(folder, case, image=np.stack([first, 300 * second], axis=-1))
+        else:
+            write_nifti(folder, case, image=first, suffix="_0000")
+            write_nifti(folder, case, image=300 * second, suffix="_0001")
+    write_facts(folder, CASES, modality={"0": "T1", "1": "CT"})
+    return folder
+
+
+def test_several_channels_are_read_from_one_file_or_from_several(tmp_path):
+    found = {
+        form: prepare(two_channels(tmp_path / form / "blobs", form), tmp_path / form)
+        for form in ("axis", "files")
+    }
+    for dataset in found.values():
+        assert dataset.card.channels == 2
+        assert dataset.card.modality == "T1, CT"
+    one, several = (dataset.load(CASE) for dataset in found.values())
+    assert np.array_equal(one.image, several.image)
+    assert found["axis"].fingerprint == found["files"].fingerprint
+
+
+def test_each_channel_is_normalised_by_itself_and_only_ct_is_clipped(tmp_path):
+    case = prepare(two_channels(tmp_path / "blobs", "files"), tmp_path).load(CASE)
+    number = CASES.index(CASE)
+    first, second = (volume(seed).image[0] for seed in (number, 100 + number))
+    clipped = np.clip(300 * second, -200, 300)
+    for channel, expected in zip(case.image, (first, clipped), strict=True):
+        assert channel == pytest.approx((expected - expected.mean()) / expected.std(), abs=1e-5)
+
+
+def test_channels_on_different_grids_are_refused(tmp_path):
+    folder = two_channels(tmp_path / "two", "files")
+    write_nifti(folder, CASE, image=volume(shape=(21, 18, 16)).image[0], suffix="_0001")
+    refuse(folder, tmp_path, f"{CASE}_0001.nii.gz has .* voxels, .*{CASE}_0000.nii.gz")
+
+
+def test_a_split_from_a_file_makes_another_dataset(blobs, tmp_path):
+    path = tmp_path / "fold1.json"
+    path.write_text(json.dumps({"train": CASES[5:1:-1], "test": CASES[:2]}))
+    folder = Decathlon(blobs).prepare(blobs, tmp_path / "root", quiet, str(path))
+    assert folder.name == f"{Decathlon(blobs).card.name}-fold1"
+    dataset = open_dataset(folder.name, tmp_path / "root")
+    assert dataset.splits == {
+        "train": tuple(CASES[5:1:-1]), "val": (), "test": tuple(CASES[:2])
+    }  # fmt: skip
+    assert dataset.card.name == folder.name
+    assert dataset.card.notes == (
+        "The split is that of fold1.json, which leaves out 4 of 10 cases.",
+    )
+    usual = prepare(blobs, tmp_path)
+    assert usual.card.name != folder.name
+    path.write_text(json.dumps({"train": CASES[2:6], "test": CASES[:2]}))
+    with pytest.raises(UserError, match="split in another way"):
+        Decathlon(blobs).prepare(blobs, tmp_path / "root", quiet, str(path))
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ("coranet", "--split coranet: a folder has no splits with names"),
+        ("none.json", "no split file none.json"),
+    ],
+)
+def test_a_split_that_is_not_there_is_refused(blobs, tmp_path, split, message):
+    with pytest.raises(UserError, match=message):
+        Decathlon(blobs).prepare(blobs, tmp_path / "root", quiet, split)
+
+
+def test_a_split_of_other_cases_is_refused(blobs, tmp_path):
+    path = tmp_path / "fold1.json"
+    path.write_text(json.dumps({"train": CASES[:3], "test": ["x1", "x2"]}))
+    with pytest.raises(UserError, match="lists 2 of 5 cases that the dataset does not have: x1"):
+        Decathlon(blobs).prepare(blobs, tmp_path / "root", quiet, str(path))
 
 
 @pytest.mark.parametrize(("kind", "what"), [("imagesTr", "image"), ("labelsTr", "label")])

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from benchmark.data import SOURCES, open_dataset, phantom
 from benchmark.data.base import SPLITS, Dataset
-from benchmark.data.prepared import check_prepared
+from benchmark.data.inspection import check_prepared
 from results.errors import UserError
 
 PINNED = {

@@ -16,7 +16,8 @@ import pytest
 
 from benchmark.data import SOURCES, open_dataset, prepared
 from benchmark.data.base import Dataset, Volume
-from benchmark.data.prepared import Original, check_prepared, prepare_folder, read_manifest
+from benchmark.data.inspection import check_prepared
+from benchmark.data.prepared import Original, prepare_folder, read_manifest
 from results.errors import UserError
 from tests.data.made_data import LA_TEST, LA_TRAIN, Log, quiet, volume
 
@@ -258,51 +259,6 @@ def test_a_folder_without_manifest_is_not_overwritten(la_source, tmp_path):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
 
 
-def test_a_check_of_good_data_finds_nothing(tmp_path):
-    shapes = ((20, 18, 16), (21, 18, 16), (22, 18, 16))
-    cases = {n: volume(i, s, 5 + i) for i, (n, s) in enumerate(zip("abc", shapes, strict=True))}
-    assert check_prepared(dataset(tmp_path, cases)) == []
-
-
-def test_a_check_finds_changed_voxels(la):
-    path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
-    array = np.load(path)
-    array[0, 0, 0, 0] += 1
-    np.save(path, array)
-    errors = [f for f in check_prepared(la) if f.severity == "error"]
-    assert [f.subject for f in errors] == [LA_TRAIN[0]]
-    assert f"{LA_TRAIN[0]}.npy is not what was prepared" in errors[0].text
-
-
-def test_a_check_finds_voxels_and_labels_that_cannot_be_used(tmp_path):
-    cases = {name: volume(seed, radius=4 + seed) for seed, name in enumerate("abcd")}
-    cases["a"].image[0, 0, 0, :2] = (np.nan, np.inf)
-    cases["b"].label[0, 0, 0] = 3
-    cases["c"].label[:] = 0
-    found = {f.subject: f.text for f in check_prepared(dataset(tmp_path, cases))}
-    assert found["a"] == "The image has 2 voxels that are NaN or infinite."
-    assert found["b"] == "The label has values other than 0 and 1: 3."
-    assert "empty" in found["c"]
-    assert "d" not in found
-
-
-def test_a_check_finds_the_same_scan_under_two_names_although_cropped_differently(tmp_path):
-    first = volume(0, radius=6)
-    second = Volume(first.image[:, 1:], first.label[1:], first.spacing)
-    twin = volume(3, radius=4)
-    relabelled = Volume(volume(4).image, twin.label, twin.spacing)
-    cases = {"a": first, "b": volume(1, radius=5), "c": second, "d": twin, "e": twin}
-    found = check_prepared(dataset(tmp_path, cases | {"f": relabelled}))
-    assert {f.severity for f in found} == {"warning"}
-    assert [(f.subject, f.text) for f in found] == [
-        ("d", "The same image as e: train and train."),
-        ("a", "The same label, up to the crop, as c: train and train."),
-        ("d", "The same label, up to the crop, as e: train and train."),
-        ("d", "The same label, up to the crop, as f: train and test."),
-        ("e", "The same label, up to the crop, as f: train and test."),
-    ]
-
-
 def test_one_scan_in_two_splits_is_refused_at_preparation(tmp_path):
     cases = {"a": volume(0), "b": volume(1), "c": volume(0)}
     message = r"a \(train\) and c \(test\) are the same scan and label\. Take one of them out"
@@ -313,7 +269,7 @@ def test_one_scan_in_two_splits_is_refused_at_preparation(tmp_path):
 
 def test_one_scan_in_two_splits_is_refused_when_the_dataset_is_opened(tmp_path, monkeypatch):
     with monkeypatch.context() as unguarded:
-        unguarded.setattr(prepared, "_shared_scan", lambda splits, records: None)
+        unguarded.setattr(prepared, "_shared_scan", lambda *_: None)
         folder = dataset(tmp_path, {"a": volume(0), "b": volume(1), "c": volume(0)}).folder
     with pytest.raises(UserError, match=rf"a \(train\) and c \(test\).*remove the folder {folder}"):
         open_dataset("la", tmp_path / "root")
@@ -325,17 +281,3 @@ def test_two_cases_that_share_only_image_or_label_are_two_scans(tmp_path, what):
     mixed = {"image": (first.image, other.label), "label": (other.image, first.label)}[what]
     cases = {"a": first, "b": volume(2), "c": Volume(*mixed, first.spacing)}
     assert dataset(tmp_path, cases).splits["test"] == ("c",)
-
-
-def test_a_check_finds_a_case_in_two_splits(tmp_path):
-    opened = dataset(tmp_path, {name: volume(i, radius=4 + i) for i, name in enumerate("abc")})
-    leaking = replace(opened, splits={"train": ("a", "b"), "val": (), "test": ("c", "a")})
-    found = check_prepared(leaking)
-    assert [(f.severity, f.subject) for f in found] == [("error", "a")]
-    assert found[0].text == "The case is in train and in test."
-
-
-def test_a_check_names_a_damaged_file_and_goes_on(la):
-    (la.folder / "images" / f"{LA_TRAIN[0]}.npy").unlink()
-    subjects = [f.subject for f in check_prepared(la) if f.severity == "error"]
-    assert subjects == [LA_TRAIN[0]]

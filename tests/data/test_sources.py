@@ -66,12 +66,17 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "origin"), [("pancreas", "Cancer Imaging Archive"), ("brats2019", "BraTS organisers")]
+    ("name", "origin"),
+    [
+        ("la", "cardiacatlas.org"),
+        ("pancreas", "Cancer Imaging Archive"),
+        ("brats2019", "BraTS organisers"),
+    ],
 )
-def test_datasets_that_cannot_be_prepared_yet_say_so_and_what_to_get(name, origin, tmp_path):
+def test_datasets_that_are_not_prepared_say_what_to_get_and_what_to_run(name, origin, tmp_path):
     for call in (
         lambda: open_dataset(name, tmp_path),
         lambda: SOURCES[name].prepare(tmp_path, tmp_path, quiet),
     ):
-        with pytest.raises(UserError, match=rf"{origin}.*bench data prepare {name}.*cannot"):
+        with pytest.raises(UserError, match=rf"{origin}.*bench data prepare {name} --source DIR"):
             call()

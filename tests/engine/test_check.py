@@ -238,10 +238,12 @@ def test_an_unfinished_run_forbids_reproduced(bench, baseline, tmp_path):
     assert "mt, la 8, DSC: 1 unfinished run(s), which are not counted" in err
 
 
-@pytest.mark.parametrize("there", [True, False])
+@pytest.mark.parametrize("there", ["store", "folder", "nothing"])
 def test_a_store_without_runs_measures_nothing(bench, baseline, tmp_path, there):
-    if there:
+    if there == "store":
         Store.open(tmp_path / "new", create=True)
+    if there == "folder":
+        (tmp_path / "new").mkdir()
     code, out, _ = bench("check", baseline, "--store", tmp_path / "new")
     assert code == 5
     assert "Check: nothing measured" in out
@@ -263,6 +265,23 @@ def test_runs_of_something_else_measure_nothing_and_the_nearest_is_named(
     code, out, _ = bench("check", baseline, "--store", tmp_path / "new")
     assert code == 5
     assert f"no run of this target; nearest is mt-la-8-s0-mini-0, where {said}." in out
+
+
+def test_of_a_run_of_another_method_no_hyperparameter_is_compared(bench, baseline, tmp_path):
+    made(tmp_path / "new", {"tcseg": LEVELS["tcseg"]})
+    code, out, _ = bench("check", baseline, "--store", tmp_path / "new")
+    assert code == 5
+    assert "where method is tcseg instead of mt." in out
+    assert "None" not in out
+
+
+def test_a_hyperparameter_that_is_not_set_is_said_to_be(bench, baseline, tmp_path):
+    read = read_baseline(baseline)
+    more = [replace(t, hyperparameters='{"decay":0.99,"extra":1}') for t in read.targets]
+    baseline.write_text(toml_text(replace(read, targets=tuple(more))))
+    made(tmp_path / "new")
+    out = bench("check", baseline, "--store", tmp_path / "new")[1]
+    assert "extra is not set instead of 1" in out
 
 
 def test_two_versions_are_never_mixed_unless_one_is_named(bench, baseline, tmp_path):

@@ -75,8 +75,12 @@ def test_no_run_or_one_without_a_number_leaves_the_bounds_open(values):
     assert isnan(found.high)
 
 
-def test_one_run_holds_nothing():
-    assert of_median(np.array([0.5])) == (0.5, 0.5, 0.0, "[min, max]")
+@pytest.mark.parametrize("value", [0.5, -inf])
+def test_one_run_has_no_interval(value):
+    found = of_median(np.array([value]))
+    assert isnan(found.low)
+    assert isnan(found.high)
+    assert found.coverage == 0
 
 
 # The mean

@@ -84,7 +84,7 @@ def test_a_protocol_stands_only_where_the_runs_have_what_it_needs(placed, pages)
     assert by_scheme(placed, setting=other)["val", "tcseg"] == {"a": 1, "b": 2, "c": 3}
     assert "last-k" not in set(placed["protocol"]), "three evaluations are no five"
     page = pages["Ranks of methods by DSC"]
-    place = page.columns.index(("val", "tcseg"))
+    place = page.columns.index(("", "val"))
     assert {row[place] for row in page.sections[0].rows} == {"–"}
     assert any("Left out, as no setting has what they need: last-k." in n for n in page.notes)
 
@@ -119,14 +119,24 @@ def test_a_policy_can_turn_ranks_round(holed):
 def test_agreement_and_flips_are_those_of_the_ranks(pages):
     taus = pages["Agreement of ranks by DSC"]
     rows = {row[0]: row[1:] for row in taus.sections[0].rows}
-    names = [" / ".join(scheme) for scheme in taus.columns[1:]]
+    names = [name for _, name in taus.columns[1:]]
     expected = stats.kendalltau([2, 1, 3], [1, 2, 3]).statistic
-    assert rows["last / tcseg"][names.index("best / tcseg")] == f"{expected:.2f}"
-    assert rows["last / tcseg"][names.index("last / tcseg")] == "1.00"
+    assert rows["last"][names.index("best")] == f"{expected:.2f}"
+    assert rows["last"][names.index("last")] == "1.00"
     flips = pages["Flips"].sections[0].rows
     assert [row[:3] for row in flips] == [("DSC", "b", "a"), ("ASD", "b", "a"), ("HD95", "b", "a")]
-    assert "last / tcseg" in flips[0][3]
-    assert "best / tcseg" in flips[0][4]
+    assert "last" in flips[0][3].split(", ")
+    assert "best" in flips[0][4].split(", ")
+
+
+def test_policies_are_named_where_there_are_several(holed):
+    shown = {page.title: page for page in show_ranks(facts(holed))}
+    assert ("last", "exclude") in shown["Ranks of methods by DSC"].columns
+    taus = shown["Agreement of ranks by DSC"]
+    assert taus.columns[0] == ("", "protocol / policy")
+    assert ("last", "exclude") in taus.columns
+    assert "last / exclude" in [row[0] for row in taus.sections[0].rows]
+    assert any("last / exclude" in row[4] for row in shown["Flips"].sections[0].rows)
 
 
 def test_a_robust_winner_is_named_only_where_there_is_one(store, pages):
