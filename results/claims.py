@@ -180,6 +180,14 @@ class Claim:
             if _read(self.holder.path, self.holder.number).token == self.holder.token:
                 close(self.holder, ending, reason)
 
+    def forget(self) -> None:
+        """Release it and remove its history, where what it was about cannot come again."""
+        self.release()
+        path = self.holder.path
+        stem = path.name.rpartition("-")[0]
+        for number in range(1, self.holder.number + 1):  # a newer one belongs to others
+            _path(path.parent, stem, number).unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self
 
@@ -195,16 +203,12 @@ class Claim:
 
 def history(folder: Path, name: str) -> list[Holder]:
     """Every claim there was, oldest first."""
-    pattern = re.compile(rf"{re.escape(name)}-(\d{{{_DIGITS},9}})")
-    found = (pattern.fullmatch(p.name) for p in folder.glob(f"{name}-*"))
-    return [_read(_path(folder, name, n), n) for n in sorted(int(m[1]) for m in found if m)]
+    return [_read(_path(folder, name, number), number) for number in _numbers(folder, name)]
 
 
 def newest(folder: Path, name: str) -> Holder | None:
     """The claim that holds, or was the last to; None when there was none."""
-    pattern = re.compile(rf"{re.escape(name)}-(\d{{{_DIGITS},9}})")
-    found = (pattern.fullmatch(p.name) for p in folder.glob(f"{name}-*"))
-    number = max((int(m[1]) for m in found if m), default=0)
+    number = max(_numbers(folder, name), default=0)
     while _path(folder, name, number + 1).exists():  # listings of network file systems lag behind
         number += 1
     return _read(_path(folder, name, number), number) if number else None
@@ -215,8 +219,21 @@ def close(holder: Holder, ending: str, reason: str = "") -> None:
     text = _text(replace(holder, ending=ending, reason=reason))
     temporary = holder.path.with_name(f".tmp-{holder.path.name}-{uuid.uuid4().hex}")
     with suppress(FileNotFoundError):  # the folder went: what it was about is done
-        temporary.write_bytes(text)
-        temporary.replace(holder.path)
+        try:
+            temporary.write_bytes(text)
+            temporary.replace(holder.path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+def _numbers(folder: Path, name: str) -> list[int]:
+    pattern = re.compile(rf"{re.escape(name)}-(\d{{{_DIGITS},9}})")
+    try:
+        found = (pattern.fullmatch(entry) for entry in os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return sorted(int(match[1]) for match in found if match)
 
 
 def _path(folder: Path, name: str, number: int) -> Path:
