@@ -93,7 +93,17 @@ class Plan:
         absolute = tuple(str(Path(p).resolve()) for p in plugins)
         known = resolve(methods, absolute)
         default = "demo" if set(sources) == {EMBEDDED} else "paper"
-        resources = Resources(jobs, threads, usable_gpus(), environment.cores(), absolute, attempts)
+        worker = find("executor", executor, EXECUTORS)
+        overrides = parse_overrides(settings, known, [executor] if worker.settings else [])
+        resources = Resources(
+            jobs=jobs,
+            threads=threads,
+            gpus=usable_gpus(),
+            cores=environment.cores(),
+            plugins=absolute,
+            attempts=attempts,
+            settings=overrides.pop(executor, {}),
+        )
         request = Request(
             methods=known,
             sources=list(dict.fromkeys(sources)),
@@ -103,13 +113,12 @@ class Plan:
             profile=find("profile", profile or default, PROFILES).name,
             recipe=recipe,
             predictors=tuple(p.strip() for p in predictors.split(",") if p.strip()),
-            overrides=parse_overrides(settings, known),
+            overrides=overrides,
             data=data,
             plugins=absolute,
             keep=keep_predictions,
         )
-        made = find("executor", executor, EXECUTORS).make(resources)
-        return cls(request, store, made, resources, profile is not None)
+        return cls(request, store, worker.make(resources), resources, profile is not None)
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -185,7 +194,9 @@ def refuse_endless(plan: Plan) -> None:
     Raises:
         UserError: says how long it would take here, and names the profile for a CPU.
     """
-    if plan.insisted or plan.request.profile != "paper" or plan.resources.gpus:
+    if plan.insisted or plan.executor.elsewhere:
+        return
+    if plan.request.profile != "paper" or plan.resources.gpus:
         return
     pending = plan.pending()
     if not pending:
@@ -218,10 +229,7 @@ def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> in
     try:
         summary = execute(jobs, store, plan.executor, view)
     except KeyboardInterrupt:
-        console.print(
-            "interrupted; nothing is lost, the same command continues where it was",
-            highlight=False,
-        )
+        console.print(escape(plan.executor.farewell(store)), highlight=False, soft_wrap=True)
         return INTERRUPTED
     if display == "bars":
         _show_results(jobs, summary, store, console)

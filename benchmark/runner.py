@@ -29,7 +29,7 @@ from benchmark.progress import read as read_progress
 from benchmark.spec import RunSpec, canonical_json
 from benchmark.trainer import Diverged, Learner, evaluating, make_learner, train
 from methods.base import Predictor
-from results.claims import Claim
+from results.claims import Claim, close, newest
 from results.errors import UserError
 from results.schema import OPTIONAL, TABLES, Keep
 from results.store import RUN_TABLES, Store
@@ -118,14 +118,24 @@ def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim
     return "finished" if store.state(run_id) == "finished" else "failed"
 
 
-def claim_of(store: Store, run_id: str, lease_s: float) -> Claim:
+def claim_of(store: Store, run_id: str, lease_s: float, job: str = "") -> Claim:
     """Claim a run, saying which step this attempt begins from.
+
+    Args:
+        store: where it was announced.
+        run_id: the run.
+        lease_s: silence after which others may take over.
+        job: the cluster's name of the job that this process is, if it is one. Only one process of
+            a job lives at a time, so what the same job held before it was requeued is let go.
 
     Raises:
         Held: another process is at work on it.
     """
     folder = store.work(run_id)
-    facts = {"step": checkpoint.newest_step(folder)}
+    last = newest(folder, CLAIM)
+    if job and last is not None and last.facts.get("job") == job and not last.ending:
+        close(last, "requeued", "its job was started again")
+    facts = {"step": checkpoint.newest_step(folder), "job": job}
     return Claim.take(folder, CLAIM, lease_s, facts)
 
 

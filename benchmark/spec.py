@@ -185,11 +185,11 @@ def recipe_of(cls: type[Method], name: str) -> Recipe:
 
 
 def parse_overrides(
-    texts: Sequence[str], methods: Mapping[str, type[Method]]
+    texts: Sequence[str], methods: Mapping[str, type[Method]], others: Sequence[str] = ()
 ) -> dict[str, dict[str, str]]:
     """`--set` texts such as "tcseg.tau=0.05" as {"tcseg": {"tau": "0.05"}}.
 
-    The owner is a method's name, "profile" or "recipe".
+    The owner is a method's name, "profile", "recipe", or one of the others.
 
     Raises:
         UserError: a text that is not OWNER.NAME=VALUE, or an unknown owner.
@@ -200,8 +200,9 @@ def parse_overrides(
         if match is None:
             raise UserError(f"--set {text}: expected OWNER.NAME=VALUE, such as tcseg.tau=0.05")
         owner, name, value = match.groups()
-        if owner not in ("profile", "recipe") and owner not in methods:
-            raise unknown("owner of a setting", owner, [*methods, "profile", "recipe"])
+        owners = [*methods, "profile", "recipe", *others]
+        if owner not in owners:
+            raise unknown("owner of a setting", owner, owners)
         if name in parsed.setdefault(owner, {}):
             raise UserError(f"--set {owner}.{name} is given twice; keep one")
         parsed[owner][name] = value

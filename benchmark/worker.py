@@ -116,6 +116,7 @@ def work(
     attempts: int = ATTEMPTS,
     lease_s: float = LEASE_S,
     share: float = 1.0,
+    job: str = "",
 ) -> int:
     """Work on one run; return the exit code.
 
@@ -128,6 +129,7 @@ def work(
         attempts: how many that end fatally without getting further make it failed.
         lease_s: silence after which others may take over.
         share: of the GPU's memory that the run may take.
+        job: the cluster's name of the job that this process is, if it is one.
     """
     if share < 1:
         torch.cuda.set_per_process_memory_fraction(share, device)
@@ -137,7 +139,7 @@ def work(
             return DONE
         if give_up(store, run_id, attempts):
             return DONE
-        claim = claim_of(store, run_id, lease_s)
+        claim = claim_of(store, run_id, lease_s, job)
     except Held:
         return BUSY
     except (UserError, OSError) as error:
@@ -296,6 +298,7 @@ def main() -> int:
     parser.add_argument("--plugin", action="append", default=[])
     parser.add_argument("--attempts", type=int, default=ATTEMPTS)
     parser.add_argument("--share", type=float, default=1.0, help="of the GPU's memory")
+    parser.add_argument("--job", default="", help="of the cluster, that this is")
     parser.add_argument("--lease", type=float, default=LEASE_S, help="seconds")
     given = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -309,6 +312,7 @@ def main() -> int:
         attempts=given.attempts,
         lease_s=given.lease,
         share=given.share,
+        job=given.job,
     )
 
 

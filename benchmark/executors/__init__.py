@@ -5,8 +5,10 @@ from __future__ import annotations
 from benchmark.executors.base import Executor
 from benchmark.executors.inline import Inline
 from benchmark.executors.local import Local
+from benchmark.executors.slurm import Slurm
 
 EXECUTORS: dict[str, type[Executor]] = {
     "local": Local,
     "inline": Inline,
+    "slurm": Slurm,
 }

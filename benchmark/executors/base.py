@@ -5,9 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, ClassVar
 
 from benchmark.runner import CLAIM, ERROR_FILE, clean
 from benchmark.worker import AGAIN, ATTEMPTS, BUSY, DONE, busy_message, give_up, note_death
@@ -16,6 +17,10 @@ from results.store import Store
 
 _FIRST_SIGNAL_CODE = 128
 """Shells and schedulers report a death by signal n as exit code 128 + n."""
+
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""By which libraries are told before they start how many threads they may have."""
 
 
 class Ending(StrEnum):
@@ -45,6 +50,7 @@ class Resources:
     cores:    processor cores.
     plugins:  files with methods whose code may be run.
     attempts: starts of a run that dies, before it is failed.
+    settings: of the executor, by name, as `--set` gives them.
     """
 
     jobs: int | None
@@ -53,10 +59,18 @@ class Resources:
     cores: int
     plugins: tuple[str, ...] = ()
     attempts: int = ATTEMPTS
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 class Executor(ABC):
-    """Works on runs by calling `benchmark.worker` for each, wherever that is."""
+    """Works on runs by calling `benchmark.worker` for each, wherever that is.
+
+    settings:  a dataclass with the defaults of what `--set` changes; None where there is nothing.
+    elsewhere: whether runs are worked on by other machines than this one.
+    """
+
+    settings: ClassVar[Any] = None
+    elsewhere: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -85,8 +99,12 @@ class Executor(ABC):
             idle: called a few times a second in between, for the display.
 
         Raises:
-            KeyboardInterrupt: after everything it started has been stopped.
+            KeyboardInterrupt: after everything has been stopped that needs this process.
         """
+
+    def farewell(self, store: Store) -> str:
+        """What to say to a user who interrupted work on a store."""
+        return "interrupted; nothing is lost, the same command continues where it was"
 
 
 def command(

@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import SIGKILL
 
 from benchmark.executors.base import (
+    THREAD_VARIABLES,
     Ending,
     Event,
     Executor,
@@ -158,7 +159,7 @@ class Local(Executor):
             tied_to=os.getpid(),
         )
         variables = dict(os.environ)
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        for name in THREAD_VARIABLES:
             variables[name] = str(slot.threads)
         if slot.gpu is not None:
             variables["CUDA_VISIBLE_DEVICES"] = slot.gpu

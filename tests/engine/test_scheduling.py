@@ -20,6 +20,8 @@ from results.store import Store
 from tests.engine.conftest import Toy
 from tests.engine.toy import plan
 
+HERE = [name for name, executor in EXECUTORS.items() if not executor.elsewhere]
+
 
 def test_a_grid_is_every_method_setting_and_seed_once_seeds_outermost(
     toy: Toy, tmp_path: Path
@@ -58,7 +60,7 @@ def test_on_gpus_there_is_one_run_a_gpu_or_as_many_as_asked() -> None:
     assert [s.gpu for s in four] == ["3", "5", "3", "5"]
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize("name", HERE)
 def test_every_executor_works_on_every_run_once(name: str, toy: Toy, tmp_path: Path) -> None:
     made = plan(toy.folder, toy.root, tmp_path, "supervised", seeds="2")
     store = Store.open(tmp_path, create=True)
@@ -80,7 +82,7 @@ def test_every_executor_works_on_every_run_once(name: str, toy: Toy, tmp_path: P
 
 def test_executors_agree_to_the_last_byte(toy: Toy, tmp_path: Path) -> None:
     found = []
-    for name in EXECUTORS:
+    for name in HERE:
         made = plan(toy.folder, toy.root, tmp_path, "mt")
         store = Store.open(tmp_path / name, create=True)
         executor = EXECUTORS[name].make(Resources(jobs=None, threads=1, gpus=(), cores=1))
