@@ -90,7 +90,10 @@ def run(
     ] = "main",
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="tcseg.tau=0.05, profile.steps=500, recipe.learning_rate=0.02"),
+        typer.Option(
+            "--set",
+            help="tcseg.tau=0.05, profile.steps=500, recipe.learning_rate=0.02, slurm.time=120",
+        ),
     ] = None,
     store: StoreOption = Path("runs"),
     data: DataOption = Path("data"),
@@ -98,7 +101,12 @@ def run(
     keep_predictions: Annotated[
         Keep, typer.Option(help="Store the masks too: of the last evaluation, or of all of them.")
     ] = Keep.NONE,
-    executor: Annotated[str, typer.Option(help="Where runs are worked on.")] = "local",
+    executor: Annotated[
+        str,
+        typer.Option(
+            help="Where runs are worked on: local, inline, slurm, ray; see `bench list executors`."
+        ),
+    ] = "local",
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once. (default: one a GPU, or one a core)")
     ] = None,
@@ -452,7 +460,8 @@ def status(
         for row in found:
             sys.stdout.write(json.dumps(row) + "\n")
         return
-    columns = ("run", "state", "step", "evaluations", "time", "note")
+    queue = ("queue",) if any(row["queue"] for row in found) else ()
+    columns = ("run", "state", "step", "evaluations", "time", *queue, "note")
     _print_table(columns, [[str(row[c]) for c in columns] for row in found])
 
 
@@ -549,6 +558,21 @@ def list_profiles() -> None:
             for p in PROFILES.values()
         ],
     )
+
+
+@list_app.command("executors")
+def list_executors() -> None:
+    """Where runs can be worked on, and what `--set` changes there."""
+    from benchmark.executors import EXECUTORS
+
+    for name, executor in EXECUTORS.items():
+        out.print(f"[bold]{name}[/]: {escape((executor.__doc__ or '').strip())}", highlight=False)
+        if executor.settings is not None:
+            described = (type(executor.settings).__doc__ or "").strip().splitlines()
+            for line in described:
+                out.print(f"    {escape(line.strip())}", highlight=False)
+            example = next(iter(vars(executor.settings)))
+            out.print(f"    as in --set {name}.{example}=...", highlight=False)
 
 
 @data_app.command("prepare")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmark import progress
 from benchmark.remaining import in_words
-from benchmark.runner import ERROR_FILE
+from benchmark.runner import CLAIM, ERROR_FILE
+from benchmark.slurm_queue import Entry, UnreachableError, queue_of, submissions
+from results.claims import newest
 from results.store import Store
 
 STALE_S = 300.0
@@ -23,7 +26,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
     """
     store = Store.open(path)
     found = [_done(store, record) for record in store.records().to_dict("records")]
-    return found + [_unfinished(store, run) for run in store.unfinished()]
+    waiting = store.unfinished()
+    queue = _queue(store) if waiting else {}
+    return found + [_unfinished(store, run, queue) for run in waiting]
 
 
 def _done(store: Store, record: dict[Any, Any]) -> dict[str, Any]:
@@ -34,11 +39,22 @@ def _done(store: Store, record: dict[Any, Any]) -> dict[str, Any]:
         "step": record["steps"] if record["state"] == "finished" else "",
         "evaluations": record["evaluations"] if record["state"] == "finished" else "",
         "time": in_words(sidecar["seconds"]),
+        "queue": "",
         "note": record["error"] or ("resumed" if sidecar["resumed"] else ""),
     }
 
 
-def _unfinished(store: Store, run: str) -> dict[str, Any]:
+def _queue(store: Store) -> Mapping[str, Entry | str]:
+    """What the queue of a cluster says of the runs that were submitted to it, if any were."""
+    if not submissions(store):
+        return {}
+    try:
+        return queue_of(store)
+    except UnreachableError as error:
+        return {run: str(error) for runs in submissions(store).values() for run in runs}
+
+
+def _unfinished(store: Store, run: str, queue: Mapping[str, Entry | str]) -> dict[str, Any]:
     folder = store.work(run)
     now = progress.read(folder)
     error = (folder / ERROR_FILE).read_text() if (folder / ERROR_FILE).exists() else ""
@@ -52,4 +68,11 @@ def _unfinished(store: Store, run: str) -> dict[str, Any]:
         row["time"] = in_words(now.seconds)
     elif error:
         row["state"] = "cut"
-    return row | {"note": error}
+    job = queue.get(run)
+    if isinstance(job, Entry) and job.state == "PENDING":
+        row["state"] = "queued"
+    if isinstance(job, Entry) and job.state == "RUNNING":
+        holder = newest(folder, CLAIM)
+        if holder is not None and not holder.ending and not holder.is_live():
+            error = f"no sign of life for {holder.silent_s(time.time()):.0f} s"
+    return row | {"queue": str(job or ""), "note": error}

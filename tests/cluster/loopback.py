@@ -108,9 +108,7 @@ class Loopback:
         for name in ("state", *(f"spool-{node}" for node in NODES)):
             (self.folder / name).mkdir()
         (self.folder / "slurm.conf").write_text(
-            _configuration(
-                self.folder, signal_first=self.signal_first, accounting=self.accounting
-            )
+            _configuration(self.folder, signal_first=self.signal_first, accounting=self.accounting)
         )
         gpus = [self.folder / f"nvidia{number}" for number in range(2)]
         for gpu in gpus:
@@ -184,9 +182,7 @@ class Loopback:
         conf = self.folder / "slurmdbd.conf"
         conf.write_text("".join(f"{name}={value}\n" for name, value in kept.items()))
         conf.chmod(0o600)
-        subprocess.run(
-            ["slurmdbd"], env=os.environ | {"MYSQL_UNIX_PORT": str(socket)}, check=True
-        )
+        subprocess.run(["slurmdbd"], env=os.environ | {"MYSQL_UNIX_PORT": str(socket)}, check=True)
         self._wait(
             "accounting", lambda: self._said("sacctmgr", "-n", "show", "cluster") and "x", 0, "x"
         )
@@ -224,7 +220,9 @@ def _descendants(pid: int) -> list[int]:
     parents = {}
     for other in _processes():
         try:
-            parents[other] = int(Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[1])
+            parents[other] = int(
+                Path(f"/proc/{other}/stat").read_text().rpartition(")")[2].split()[1]
+            )
         except OSError:
             continue
     found, at = [], [pid]

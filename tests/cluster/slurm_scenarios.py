@@ -1,4 +1,4 @@
-"""What may happen to runs on a SLURM cluster: `python -m tests.cluster.slurm_scenarios NAME FOLDER`.
+"""What may befall runs on SLURM: `python -m tests.cluster.slurm_scenarios NAME FOLDER`.
 
 Inside `tests.cluster.namespace`. The last line written is a JSON object of what was seen.
 """
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,19 @@ class Driver:
     def entry(self, state: str, timeout_s: float = 90.0) -> tuple[str, Entry]:
         """A run with a job in this state."""
         return until(
-            lambda: next(((r, e) for r, e in queue_of(self.store).items() if e.state == state), None),
+            lambda: next(
+                ((r, e) for r, e in queue_of(self.store).items() if e.state == state), None
+            ),
             timeout_s,
         )
 
     def past(self, run: str, step: int, timeout_s: float = 90.0) -> None:
         """Wait until a run has done so many steps."""
         path = self.store.work(run) / "progress.json"
-        until(lambda: path.exists() and json.loads(path.read_text())["attempts"][-1]["step"] >= step, timeout_s)
+        until(
+            lambda: path.exists() and json.loads(path.read_text())["attempts"][-1]["step"] >= step,
+            timeout_s,
+        )
 
 
 def until(said: Callable[[], Any], timeout_s: float) -> Any:
@@ -84,16 +90,20 @@ def seen(store: Store, fault_at: float = 0.0) -> Seen:
     lost = [
         earlier["step"] - later["first_step"]
         for tries in attempts.values()
-        for earlier, later in zip(tries, tries[1:], strict=False)
+        for earlier, later in pairwise(tries)
     ]
-    began = [a["began_at"] for tries in attempts.values() for a in tries if a["began_at"] > fault_at]
+    began = [
+        a["began_at"] for tries in attempts.values() for a in tries if a["began_at"] > fault_at
+    ]
     return {
         "digests": digests(store.path),
         "states": sorted(store.state(run) for run in runs),
         "attempts": sorted(len(tries) for tries in attempts.values()),
         "lost_steps": max(lost, default=0),
         "resumed_after_s": round(min(began) - fault_at, 1) if fault_at and began else None,
-        "left": sorted(p.name for p in (store.path / "work").glob("*") if not p.name.startswith(".")),
+        "left": sorted(
+            p.name for p in (store.path / "work").glob("*") if not p.name.startswith(".")
+        ),
     }
 
 
@@ -131,16 +141,30 @@ def attach(cluster: Loopback, folder: Path) -> Seen:
     interrupted = second.wait(30)
     said = second.log.read_text()
     status = subprocess.run(
-        [sys.executable, "-m", "benchmark.cli", "status", "--json", "--store", str(folder / "store")],
-        capture_output=True, text=True, check=True,
+        [
+            sys.executable,
+            "-m",
+            "benchmark.cli",
+            "status",
+            "--json",
+            "--store",
+            str(folder / "store"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     third = Driver(folder / "store", "slurm", *more)
     made = len(submissions(third.store))
     code = third.wait(150)
     rows = [json.loads(line) for line in status.splitlines()]
     return {
-        "code": code, "interrupted": interrupted, "said": said, "submissions": made,
-        "queue": [row["queue"] for row in rows], **seen(third.store),
+        "code": code,
+        "interrupted": interrupted,
+        "said": said,
+        "submissions": made,
+        "queue": [row["queue"] for row in rows],
+        **seen(third.store),
     }
 
 

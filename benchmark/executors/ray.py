@@ -1,0 +1,252 @@
+"""A Ray cluster that somebody else has started: runs are tasks on it, and end with this command.
+
+A cluster is attached to by its address and never started: Ray listens on every address of a
+machine, and whether it may is not this program's to decide. A task starts the worker as a process
+of its own, which ends with the task. Ray retries nothing by itself: what follows from an end is
+decided here, as everywhere, from the exit code and the store.
+
+A node may fall silent without Ray noticing for minutes. The claim of a run tells within a lease:
+where it is silent for longer, the run is started again elsewhere. If the silent one thaws it finds
+its claim taken and stops, and if it had finished the first to commit wins.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from benchmark.executors.base import (
+    THREAD_VARIABLES,
+    Event,
+    Executor,
+    Resources,
+    busy,
+    command,
+    settle,
+)
+from benchmark.runner import CLAIM, LOG_FILE
+from benchmark.spec import override
+from benchmark.worker import ATTEMPTS, STOPPED
+from results import claims
+from results.errors import UserError
+from results.store import Store
+
+_POLL_S = 0.2
+_LOOK_EVERY_S = 2.0
+_PARENT = "PARENT"
+_KEEPALIVE_MS = 10_000
+_TIMEOUTS = {
+    "RAY_grpc_client_keepalive_time_ms": str(_KEEPALIVE_MS),
+    "RAY_grpc_client_keepalive_timeout_ms": str(_KEEPALIVE_MS),
+}
+"""By default a connection to a silent node stays open for minutes."""
+
+
+@dataclass(frozen=True)
+class RaySettings:
+    """Which cluster, and what a run takes of it.
+
+    address: of the head, such as 10.0.0.1:6379; "" for $RAY_ADDRESS.
+    gpus:    GPUs a run, also parts of one such as 0.5; 0 trains on the CPU.
+    """
+
+    address: str = ""
+    gpus: float = 0.0
+
+
+@dataclass
+class _Task:
+    """A run's task, and when it was given to Ray."""
+
+    run: str
+    reference: Any
+    began: float
+
+
+@dataclass(frozen=True)
+class Ray(Executor):
+    """A task a run on an existing Ray cluster, `threads` CPUs each; it ends with this command."""
+
+    asked: RaySettings
+    jobs: int | None = None
+    threads: int = 1
+    plugins: tuple[str, ...] = ()
+    attempts: int = ATTEMPTS
+    settings: ClassVar[Any] = RaySettings()
+    elsewhere: ClassVar[bool] = True
+
+    @classmethod
+    def make(cls, resources: Resources) -> Ray:
+        """With one CPU a run unless told otherwise.
+
+        Raises:
+            UserError: Ray is not installed, a setting is unknown, or no cluster is named.
+        """
+        asked = override(cls.settings, "ray", resources.settings)
+        address = asked.address or os.environ.get("RAY_ADDRESS", "")
+        if address in ("", "auto", "local"):
+            raise UserError(
+                f"--executor ray needs the address of a running cluster, not {address!r}: give "
+                "--set ray.address=HOST:6379 or RAY_ADDRESS. None is ever started for you"
+            )
+        if asked.gpus < 0:
+            raise UserError(f"--set ray.gpus={asked.gpus}: it must be at least 0")
+        _ray()
+        asked = RaySettings(address, asked.gpus)
+        threads = resources.threads or 1
+        return cls(asked, resources.jobs, threads, resources.plugins, resources.attempts)
+
+    @property
+    def parallel(self) -> int:
+        """The limit on runs at once; without one it is the cluster that limits."""
+        return self.jobs or 1000
+
+    def execute(
+        self,
+        runs: Sequence[str],
+        store: Store,
+        notify: Callable[[Event], None],
+        idle: Callable[[], None],
+    ) -> None:
+        """See `Executor`.
+
+        Raises:
+            UserError: no cluster answers at the address.
+        """
+        ray = _ray()
+        store = Store(store.path.resolve())
+        _attach(ray, self.asked.address)
+        try:
+            self._work(ray, runs, store, notify, idle)
+        finally:
+            ray.shutdown()
+
+    def _work(
+        self,
+        ray: Any,
+        runs: Sequence[str],
+        store: Store,
+        notify: Callable[[Event], None],
+        idle: Callable[[], None],
+    ) -> None:
+        start = _starter(ray, self.threads, self.asked.gpus)
+        waiting, active = deque(runs), dict[str, _Task]()
+        started = dict.fromkeys(runs, 0)
+        next_look = 0.0
+        while waiting or active:
+            while waiting and len(active) < self.parallel:
+                run = waiting.popleft()
+                if not started[run]:
+                    notify(Event(run, None))
+                held = busy(run, store)
+                if held is not None:
+                    notify(held)
+                    continue
+                started[run] += 1
+                log = str(store.work(run) / LOG_FILE)
+                active[run] = _Task(run, start(self._words(run, store), log), time.time())
+            if not active:
+                continue
+            finished, _ = ray.wait([task.reference for task in active.values()], timeout=_POLL_S)
+            ended = {run: _code(ray, t) for run, t in active.items() if t.reference in finished}
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + _LOOK_EVERY_S
+                ended |= {run: STOPPED for run, t in active.items() if _silent(t, store)}
+            for run, code in ended.items():
+                ray.cancel(active.pop(run).reference, force=True)
+                event = settle(
+                    *(run, code, store), started=started[run], attempts=self.attempts, pid=0
+                )
+                if event is not None:
+                    notify(event)
+                else:
+                    waiting.append(run)
+            idle()
+
+    def _words(self, run: str, store: Store) -> list[str]:
+        device = "cuda:0" if self.asked.gpus else "cpu"
+        words = command(
+            *(run, store),
+            device=device,
+            threads=self.threads,
+            plugins=self.plugins,
+            attempts=self.attempts,
+            share=self.asked.gpus if 0 < self.asked.gpus < 1 else 1.0,
+            tied_to=0,
+        )
+        words[words.index("benchmark.tether") + 1] = _PARENT
+        return words
+
+
+def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str], Any]:
+    """What starts the worker somewhere; it needs nothing there but Python and the files."""
+    variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
+    variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    if "PYTHONPATH" in os.environ:
+        variables["PYTHONPATH"] = os.environ["PYTHONPATH"]
+
+    parent = _PARENT
+
+    def work(words: list[str], log: str) -> int:
+        import os
+        import subprocess
+        import sys
+        from pathlib import Path
+
+        Path(log).parent.mkdir(parents=True, exist_ok=True)
+        tied = [str(os.getpid()) if word == parent else word for word in words[1:]]
+        with Path(log).open("ab") as file:
+            return subprocess.run(
+                [sys.executable, *tied],
+                env=os.environ | variables,
+                stdout=file,
+                stderr=file,
+                check=False,
+            ).returncode
+
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(work)
+    return lambda words, log: task.remote(words, log)
+
+
+def _code(ray: Any, task: _Task) -> int:
+    """Exit code of the worker of a task that has ended; for a lost one that it was stopped."""
+    try:
+        return int(ray.get(task.reference))
+    except ray.exceptions.RayError:
+        return STOPPED
+
+
+def _silent(task: _Task, store: Store) -> bool:
+    """Whether a run was begun by this task and gave no sign of life for a lease."""
+    if store.is_done(task.run):
+        return False
+    holder = claims.newest(store.work(task.run), CLAIM)
+    if holder is None or holder.ending or holder.is_live():
+        return False
+    return time.time() - task.began > holder.lease_s
+
+
+def _attach(ray: Any, address: str) -> None:
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        raise UserError(
+            f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}. Start one, or "
+            "give its address with --set ray.address=HOST:6379; none is ever started for you"
+        ) from None
+
+
+def _ray() -> Any:
+    for name, value in _TIMEOUTS.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "--executor ray needs Ray, which is not installed: pip install 'ssl3d-bench[ray]'"
+        ) from None
+    return ray

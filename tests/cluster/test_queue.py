@@ -1,0 +1,176 @@
+"""What is read from a queue and what follows, without any cluster."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmark.executors.base import Resources
+from benchmark.executors.slurm import RefusedError, Slurm
+from benchmark.slurm_queue import (
+    _COLUMNS,
+    End,
+    Entry,
+    UnreachableError,
+    ask,
+    end_of,
+    folder_of,
+    forget_finished,
+    new_submission,
+    newest,
+    parse,
+    submissions,
+)
+from benchmark.worker import OUT_OF_MEMORY, STOPPED
+from results.errors import UserError
+from results.store import Store
+
+
+def line(*cells: str) -> str:
+    return "".join(c.ljust(w) for c, w in zip(cells, _COLUMNS.values(), strict=True))
+
+
+def entry(
+    state: str, code: int = 0, reason: str = "None", name: str = "a", index: int = 0
+) -> Entry:
+    return Entry(name, index, "7", "7_0", state, code, "n1", reason)
+
+
+def test_an_answer_of_squeue_is_read_by_columns() -> None:
+    text = "\n".join(
+        [
+            line("bench-0a-1", "0", "7", "7_0", "FAILED", "1024", "n1", "NonZeroExitCode"),
+            line("bench-0a-1", "1", "8", "7_1", "RUNNING", "0", "n2", "None"),
+            line("bench-0a-1", "2", "7", "7_2", "FAILED", "9", "", "launch_failed_requeued_held"),
+        ]
+    )
+    failed, running, killed = parse(text)
+    assert (failed.label, failed.code, failed.index, failed.job) == ("7_0", 4, 0, "7")
+    assert (running.state, running.node) == ("RUNNING", "n2")
+    assert str(running) == "job 7_1 running on n2"
+    assert (killed.code, killed.reason) == (-9, "launch failed requeued held")
+    with pytest.raises(ValueError, match="invalid literal"):
+        parse("slurm_load_jobs error")
+
+
+@pytest.mark.parametrize(
+    ("state", "code"),
+    [
+        ("FAILED", 4),
+        ("COMPLETED", 4),
+        ("TIMEOUT", STOPPED),
+        ("NODE_FAIL", STOPPED),
+        ("PREEMPTED", STOPPED),
+        ("OUT_OF_MEMORY", OUT_OF_MEMORY),
+        ("CANCELLED", None),
+        ("DEADLINE", None),
+    ],
+)
+def test_how_a_job_ended_says_what_follows(state: str, code: int | None) -> None:
+    found = end_of(entry(state, 4))
+    assert found is not None
+    assert found.code == code
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED"])
+def test_a_job_that_is_in_the_queue_has_not_ended(state: str) -> None:
+    assert end_of(entry(state)) is None
+
+
+def test_a_job_that_could_not_be_launched_is_lost_and_one_that_somebody_holds_is_not() -> None:
+    assert end_of(entry("PENDING", reason="launch failed requeued held")) is not None
+    assert end_of(entry("PENDING", reason="JobHeldUser")) is None
+    assert end_of(None) == End(STOPPED, "its job is gone from the queue")
+
+
+def test_the_newest_submission_of_a_run_counts() -> None:
+    known = {"a": ("r0", "r1"), "b": ("r1",)}
+    found = newest(known, [entry("FAILED", index=1), entry("RUNNING", name="b"), entry("PENDING")])
+    assert (found["r1"].state, found["r0"].state) == ("RUNNING", "PENDING")
+    assert "r1" not in newest(known, [entry("FAILED", index=1)])
+
+
+def test_submissions_are_known_by_their_folders_in_order(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, create=True)
+    names = [new_submission(store, [f"r{i}"]).name for i in range(11)]
+    assert list(submissions(store)) == names
+    assert submissions(store)[names[10]] == ("r10",)
+    (folder_of(store) / "bench-00000000-99").mkdir()  # killed before it said which runs
+    assert list(submissions(store)) == names
+    forget_finished(store)
+    assert list(submissions(store)) == names
+    assert store.unfinished() == []
+
+
+def fake(folder: Path, name: str, text: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
+def test_a_queue_that_does_not_answer_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ask([]) == []
+    with pytest.raises(UnreachableError, match="cannot be asked"):
+        ask(["a"])
+    fake(tmp_path, "squeue", "echo down >&2; exit 1")
+    with pytest.raises(UnreachableError, match="cannot be asked: down"):
+        ask(["a"])
+    fake(tmp_path, "squeue", "echo nonsense")
+    with pytest.raises(UnreachableError, match="unknown form"):
+        ask(["a"])
+
+
+def made(**settings: str) -> Slurm:
+    pytest.importorskip("submitit")
+    return Slurm.make(Resources(None, 2, (), 1, ("/p.py",), 3, settings))
+
+
+def test_what_sbatch_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake(tmp_path, "srun", "exit 0")
+    fake(tmp_path, "squeue", "exit 0")
+    fake(tmp_path, "sbatch", f'cp "$1" {tmp_path}/seen; echo "Submitted batch job 12"')
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    store = Store.open(tmp_path / "my store", create=True)
+    slurm = made(
+        partition="gpu", time="1-00:00:00", gres="gpu:1", setup="module load x", extra="--nice=5"
+    )
+    assert slurm._send(["r0", "r1"], "", store) == "12"
+    said = (tmp_path / "seen").read_text()
+    for wanted in (
+        *("--partition=gpu", "--time=1-00:00:00", "--gres=gpu:1", "--nice=5", "--requeue"),
+        *("--array=0-1%2", "--cpus-per-task=2", "--signal=B:USR2@60", "--job-name=bench-"),
+    ):
+        assert f"#SBATCH {wanted}" in said, wanted
+    assert "RUNS=(r0 r1)" in said
+    assert "module load x" in said
+    assert "--device cuda:0 --threads 2" in said
+    assert "--plugin /p.py" in said
+    assert "my store'" in said
+    assert "srun" not in said
+    assert "--wckey" not in said
+
+
+def test_what_slurm_refuses_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, "srun", "exit 0")
+    fake(tmp_path, "squeue", "exit 0")
+    fake(tmp_path, "sbatch", "echo 'invalid partition specified: gpx' >&2; exit 1")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    store = Store.open(tmp_path / "store", create=True)
+    with pytest.raises(RefusedError, match="invalid partition specified: gpx"):
+        made(partition="gpx")._send(["r0"], "", store)
+    assert submissions(store) == {}
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean 'partition'"):
+        made(partiton="x")
+    with pytest.raises(UserError, match="expected a value of type int"):
+        made(signal_s="soon")
+    with pytest.raises(UserError, match="is not an option"):
+        made(extra="-n 3")
