@@ -136,7 +136,7 @@ def attach(cluster: Loopback, folder: Path) -> Seen:
     first.process.kill()
     first.process.wait()
     second = Driver(folder / "store", "slurm", *more)
-    time.sleep(8)
+    until(lambda: '"start"' in second.log.read_text(), 120)
     second.process.send_signal(signal.SIGINT)
     interrupted = second.wait(30)
     said = second.log.read_text()
