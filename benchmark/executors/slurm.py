@@ -241,7 +241,7 @@ class Slurm(Executor):
         if end is None:
             return None
         if end.code is None:
-            return Event(run, Ending.ERROR, f"{entry}: {end.how}")
+            return Event(run, Ending.ERROR, end.how)
         reached = checkpoint.newest_step(store.work(run))
         if reached > now.reached:
             now.started = 0

@@ -168,8 +168,88 @@ def attach(cluster: Loopback, folder: Path) -> Seen:
     }
 
 
-def kill_worker(run: str) -> float:
-    """SIGKILL the process that works on a run; when."""
+def limit(cluster: Loopback, folder: Path) -> Seen:
+    """The time limit: with the signal before it, then without."""
+    found = {}
+    for name, before in (("signal", "30"), ("plain", "0")):
+        longer = [word.replace("=240", "=4000") for word in LONG]
+        more = ["--method", "supervised", "--seeds", "1", *longer, "--set", "slurm.time=1"]
+        more += ["--set", f"slurm.signal_s={before}"]
+        driver = Driver(folder / name, "slurm", *more)
+        run, _ = driver.entry("RUNNING")
+        driver.past(run, 8)
+        path = driver.store.work(run) / "progress.json"
+        until(lambda path=path: len(json.loads(path.read_text())["attempts"]) > 1, 200)
+        made = len(submissions(driver.store))
+        tries = json.loads(path.read_text())["attempts"]
+        driver.process.send_signal(signal.SIGINT)
+        driver.wait(30)
+        cancel_jobs(driver.store)
+        lost = tries[0]["step"] - tries[1]["first_step"]
+        found[name] = {"submissions": made, "lost_steps": lost, "reached": tries[0]["step"]}
+    return found
+
+
+def preempt(cluster: Loopback, folder: Path) -> Seen:
+    """A job of higher priority takes the node; with or without a signal, as the cluster has it."""
+    driver = Driver(folder / "store", "slurm", "--method", "supervised", "--seeds", "1", *LONG)
+    run, _ = driver.entry("RUNNING")
+    driver.past(run, 20)
+    at = time.time()
+    subprocess.run(
+        ["sbatch", "-p", "high", "-N", "3", "--exclusive", "-o", "/dev/null", "--wrap", "sleep 3"],
+        check=True,
+    )
+    code = driver.wait(200)
+    return {"code": code, **seen(driver.store, at)}
+
+
+def lose_node(cluster: Loopback, folder: Path) -> Seen:
+    """The node of a run crashes."""
+    driver = Driver(folder / "store", "slurm", "--method", "supervised", "--seeds", "1", *LONG)
+    run, entry = driver.entry("RUNNING")
+    driver.past(run, 20)
+    cluster.crash_node(entry.node)
+    kill_worker(run, there=False)
+    at = time.time()
+    code = driver.wait(250)
+    return {"code": code, **seen(driver.store, at)}
+
+
+def restart_controller(cluster: Loopback, folder: Path) -> Seen:
+    """The controller is gone for a while."""
+    driver = Driver(folder / "store", "slurm", "--method", "supervised", "--seeds", "1", *LONG)
+    run, _ = driver.entry("RUNNING")
+    driver.past(run, 8)
+    cluster.kill_controller()
+    time.sleep(8)
+    cluster.start_controller()
+    code = driver.wait(250)
+    return {"code": code, **seen(driver.store)}
+
+
+def cancel(cluster: Loopback, folder: Path) -> Seen:
+    """Somebody cancels the jobs; the driver says so, and the same command goes on."""
+    more = ["--method", "supervised", "--seeds", "1", *LONG]
+    driver = Driver(folder / "store", "slurm", *more)
+    run, _ = driver.entry("RUNNING")
+    driver.past(run, 20)
+    at = time.time()
+    cancel_jobs(driver.store)
+    first = driver.wait(90)
+    noticed = round(time.time() - at, 1)
+    code = Driver(folder / "store", "slurm", *more).wait(200)
+    said = "before it ended; the same command submits it again" in driver.log.read_text()
+    return {"first": first, "noticed_s": noticed, "said": said, "code": code, **seen(driver.store)}
+
+
+def cancel_jobs(store: Store) -> None:
+    """Cancel what a store has in the queue."""
+    subprocess.run(["scancel", f"--name={','.join(submissions(store))}"], check=True)
+
+
+def kill_worker(run: str, *, there: bool = True) -> float:
+    """SIGKILL the process that works on a run, which must be there unless told otherwise; when."""
     for path in Path("/proc").glob("[0-9]*"):
         try:
             words = (path / "cmdline").read_bytes().split(b"\0")
@@ -178,13 +258,20 @@ def kill_worker(run: str) -> float:
         if b"benchmark.worker" in words and run.encode() in words:
             os.kill(int(path.name), signal.SIGKILL)
             return time.time()
-    raise AssertionError(f"no process works on {run}")
+    if there:
+        raise AssertionError(f"no process works on {run}")
+    return time.time()
 
 
 SCENARIOS: dict[str, Callable[[Loopback, Path], Seen]] = {
     "grid": grid,
     "kill": kill,
     "attach": attach,
+    "limit": limit,
+    "preempt": preempt,
+    "lose-node": lose_node,
+    "restart-controller": restart_controller,
+    "cancel": cancel,
 }
 
 
