@@ -368,7 +368,7 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
     )
     for path, (shape, dtype, sha256) in zip(_paths(folder, case), wanted, strict=True):
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
             content = _stored_sha256(path, path.stat().st_mtime_ns)
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(folder, f"{path} cannot be read ({error})") from error
@@ -383,7 +383,7 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
 @cache
 def _stored_sha256(path: Path, mtime_ns: int) -> str:
     """`array_sha256` of a .npy file, read once per process and time of change."""
-    return array_sha256(np.load(path, mmap_mode="r", allow_pickle=False))
+    return array_sha256(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _shared_scan(
