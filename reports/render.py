@@ -29,7 +29,7 @@ _GAP: Final = 3
 _WIDE: Final = 8
 """Columns above which LaTeX sets a table small."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]+")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]|#~])")
 _HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA: Final = ("=", "+", "-", "@")

@@ -177,7 +177,8 @@ class Claim:
         self._thread.join()
         # A folder that is gone needs no release; one that cannot be written frees it by time.
         with suppress(OSError):
-            if _read(self.holder.path, self.holder.number).token == self.holder.token:
+            now = _read(self.holder.path, self.holder.number)
+            if now.token == self.holder.token and not now.ending:
                 close(self.holder, ending, reason)
 
     def forget(self) -> None:

@@ -487,7 +487,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             f"{folder} is not in the Medical Segmentation Decathlon layout: it has no "
             "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Cannot read {path}: {error}.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} holds no JSON object.")

@@ -285,18 +285,24 @@ def read_manifest(folder: Path) -> Manifest:
         raw["cases"] = {case: _record(fields) for case, fields in raw["cases"].items()}
         manifest = Manifest(**raw)
         listed = [case for split in SPLITS for case in manifest.splits[split]]
-        whole = sorted(listed) == sorted(manifest.cases) and manifest.fingerprint == (
+        whole = all(map(_is_file_name, listed)) and sorted(listed) == sorted(manifest.cases)
+        whole = whole and manifest.fingerprint == (
             dataset_fingerprint(manifest.preprocessing, manifest.splits, manifest.cases)
         )
     except FileNotFoundError:
         raise UserError(f"{folder} holds no prepared dataset: {path} is missing. {again}") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged. {again}")
     return manifest
+
+
+def _is_file_name(case: str) -> bool:
+    """Whether a case's files stay in their folder."""
+    return bool(case) and not case.startswith(".") and not set(case) & {"/", "\\", "\0"}
 
 
 def open_prepared(folder: Path, card: Card) -> Dataset:
@@ -362,7 +368,7 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
     )
     for path, (shape, dtype, sha256) in zip(_paths(folder, case), wanted, strict=True):
         try:
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = np.lib.format.open_memmap(path, mode="r")
             content = _stored_sha256(path, path.stat().st_mtime_ns)
         except (OSError, ValueError, EOFError) as error:
             raise _damaged(folder, f"{path} cannot be read ({error})") from error
@@ -377,7 +383,7 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
 @cache
 def _stored_sha256(path: Path, mtime_ns: int) -> str:
     """`array_sha256` of a .npy file, read once per process and time of change."""
-    return array_sha256(np.load(path, mmap_mode="r", allow_pickle=False))
+    return array_sha256(np.lib.format.open_memmap(path, mode="r"))
 
 
 def _shared_scan(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.faults import running, storing
+from tests.faults import clusters, running, storing
 from tests.faults.base import Fault
 
 FAULTS: dict[str, Fault] = {
@@ -16,4 +16,6 @@ FAULTS: dict[str, Fault] = {
     "same-grid": running.same_grid,
     "killed-workers": running.killed_workers,
     "killed-parents": running.killed_parents,
+    "slurm": clusters.slurm,
+    "frozen-ray": clusters.frozen_ray,
 }
