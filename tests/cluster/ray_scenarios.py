@@ -13,31 +13,28 @@ from pathlib import Path
 
 from tests.cluster.slurm_scenarios import LONG, Driver, Seen, seen, until
 
-PORT = 6399
+HEAD, PORT = "127.0.0.2", 6399
 
 
-def start_node(*words: str) -> int:
-    """Start a node of two processors; the process id of its `ray start`, which stays."""
-    process = subprocess.Popen(
+def start_node(address: str, cpus: int, *words: str) -> None:
+    """Start a node, which ends with the namespace."""
+    subprocess.Popen(
         [
-            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=2"),
-            *("--disable-usage-stats", *words),
+            *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block"),
+            *(f"--num-cpus={cpus}", f"--node-ip-address={address}", "--disable-usage-stats"),
+            *("--object-store-memory=80000000", *words),
         ],
         env=os.environ | {"RAY_USAGE_STATS_ENABLED": "0"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    return process.pid
 
 
-def start(folder: Path) -> str:
+def start_head(cpus: int) -> str:
     """Start a head; its address."""
-    start_node(
-        *("--head", "--include-dashboard=false", f"--port={PORT}"),
-        *("--node-ip-address=127.0.0.2", "--object-store-memory=80000000"),
-    )
-    return f"127.0.0.2:{PORT}"
+    start_node(HEAD, cpus, "--head", "--include-dashboard=false", f"--port={PORT}")
+    return f"{HEAD}:{PORT}"
 
 
 def driver(folder: Path, address: str, *more: str) -> Driver:
@@ -52,7 +49,7 @@ def driver(folder: Path, address: str, *more: str) -> Driver:
 
 def grid(folder: Path) -> Seen:
     """The same grid inline and on Ray."""
-    address = start(folder)
+    address = start_head(2)
     more = ("--method", "supervised", "--method", "mt", "--seeds", "2")
     inline = Driver(folder / "inline", "inline", *more)
     code = inline.wait(120)
@@ -64,21 +61,33 @@ def grid(folder: Path) -> Seen:
 
 
 def zombie(folder: Path) -> Seen:
-    """A node is frozen; its run is tried again elsewhere; then it thaws."""
-    address = start(folder)
-    made = driver(
-        folder / "store", address, "--method", "supervised", "--seeds", "1", "--jobs", "1", *LONG
-    )
-    (run,) = [p.name for p in (folder / "store" / "work").iterdir()]
+    """A node is frozen; its run is tried again on another; then it thaws."""
+    address = start_head(0)
+    time.sleep(8)
+    for other in ("127.0.0.3", "127.0.0.4"):
+        start_node(other, 1, f"--address={address}")
+    more = ("--method", "supervised", "--seeds", "1", "--jobs", "1", *LONG)
+    made = driver(folder / "store", address, *more)
+    (run,) = until(lambda: [p.name for p in (folder / "store" / "work").glob("*")], 60)
     made.past(run, 20)
-    (frozen,) = working_on(run)
-    os.kill(frozen, signal.SIGSTOP)
+    (worker,) = working_on(run)
+    task = parent(worker)
+    node = [worker, task, parent(task)]
+    for process in node:
+        os.kill(process, signal.SIGSTOP)
     at = time.time()
-    until(lambda: len(working_on(run)) == 2, 120)
-    os.kill(frozen, signal.SIGCONT)
+    until(lambda: set(working_on(run)) - {worker}, 120)
+    survived = worker in working_on(run)
+    for process in node:
+        os.kill(process, signal.SIGCONT)
     code = made.wait(150)
     until(lambda: not working_on(run), 60)
-    return {"code": code, **seen(made.store, at)}
+    return {"code": code, "survived": survived, **seen(made.store, at)}
+
+
+def parent(process: int) -> int:
+    """The parent of a process."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def working_on(run: str) -> list[int]:
