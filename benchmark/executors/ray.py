@@ -5,9 +5,10 @@ machine, and whether it may is not this program's to decide. A task starts the w
 of its own, which ends with the task. Ray retries nothing by itself: what follows from an end is
 decided here, as everywhere, from the exit code and the store.
 
-A node may fall silent without Ray noticing for minutes. The claim of a run tells within a lease:
-where it is silent for longer, the run is started again elsewhere. If the silent one thaws it finds
-its claim taken and stops, and if it had finished the first to commit wins.
+A node may fall silent without Ray noticing for minutes, and how soon it does is set where the
+cluster is started. The claim of a run tells within a lease, and names the node: the run is started
+again on another, and no further run there. If the silent one thaws it finds its claim taken and
+stops, and the first to commit wins in any case.
 """
 
 from __future__ import annotations
@@ -38,12 +39,7 @@ from results.store import Store
 _POLL_S = 0.2
 _LOOK_EVERY_S = 2.0
 _PARENT = "PARENT"
-_KEEPALIVE_MS = 10_000
-_TIMEOUTS = {
-    "RAY_grpc_client_keepalive_time_ms": str(_KEEPALIVE_MS),
-    "RAY_grpc_client_keepalive_timeout_ms": str(_KEEPALIVE_MS),
-}
-"""By default a connection to a silent node stays open for minutes."""
+_NODE_LABEL = "ray.io/node-id"
 
 
 @dataclass(frozen=True)
@@ -60,11 +56,11 @@ class RaySettings:
 
 @dataclass
 class _Task:
-    """A run's task, and when it was given to Ray."""
+    """A run's task, and how many claims the run had seen before."""
 
     run: str
     reference: Any
-    began: float
+    claims: int
 
 
 @dataclass(frozen=True)
@@ -136,6 +132,7 @@ class Ray(Executor):
         start = _starter(ray, self.threads, self.asked.gpus)
         waiting, active = deque(runs), dict[str, _Task]()
         started = dict.fromkeys(runs, 0)
+        silent: set[str] = set()
         next_look = 0.0
         while waiting or active:
             while waiting and len(active) < self.parallel:
@@ -148,14 +145,20 @@ class Ray(Executor):
                     continue
                 started[run] += 1
                 log = str(store.work(run) / LOG_FILE)
-                active[run] = _Task(run, start(self._words(run, store), log), time.time())
+                before = claims.newest(store.work(run), CLAIM)
+                reference = start(self._words(run, store), log, _to_avoid(ray, silent))
+                active[run] = _Task(run, reference, before.number if before else 0)
             if not active:
                 continue
             finished, _ = ray.wait([task.reference for task in active.values()], timeout=_POLL_S)
             ended = {run: _code(ray, t) for run, t in active.items() if t.reference in finished}
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + _LOOK_EVERY_S
-                ended |= {run: STOPPED for run, t in active.items() if _silent(t, store)}
+                for run, task in active.items():
+                    node = None if run in ended else _silent(task, store)
+                    if node is not None:
+                        silent.add(node)
+                        ended[run] = STOPPED
             for run, code in ended.items():
                 ray.cancel(active.pop(run).reference, force=True)
                 event = settle(
@@ -182,8 +185,8 @@ class Ray(Executor):
         return words
 
 
-def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str], Any]:
-    """What starts the worker somewhere; it needs nothing there but Python and the files."""
+def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str, set[str]], Any]:
+    """What starts the worker on a node that is not to be avoided; it needs only Python there."""
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
     variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     if "PYTHONPATH" in os.environ:
@@ -195,13 +198,17 @@ def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str], 
         import os
         import subprocess
         import sys
+        import uuid
         from pathlib import Path
 
+        import ray
+
+        job = f"{ray.get_runtime_context().get_node_id()}/{uuid.uuid4().hex}"
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         tied = [str(os.getpid()) if word == parent else word for word in words[1:]]
         with Path(log).open("ab") as file:
             return subprocess.run(
-                [sys.executable, *tied],
+                [sys.executable, *tied, "--job", job],
                 env=os.environ | variables,
                 stdout=file,
                 stderr=file,
@@ -209,7 +216,18 @@ def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str], 
             ).returncode
 
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(work)
-    return lambda words, log: task.remote(words, log)
+
+    def start(words: list[str], log: str, avoid: set[str]) -> Any:
+        where = {_NODE_LABEL: f"!in({','.join(sorted(avoid))})"} if avoid else {}
+        return task.options(label_selector=where).remote(words, log)
+
+    return start
+
+
+def _to_avoid(ray: Any, silent: set[str]) -> set[str]:
+    """The silent nodes that Ray still counts on, unless there are no others."""
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return silent & alive if alive - silent else set()
 
 
 def _code(ray: Any, task: _Task) -> int:
@@ -220,14 +238,14 @@ def _code(ray: Any, task: _Task) -> int:
         return STOPPED
 
 
-def _silent(task: _Task, store: Store) -> bool:
-    """Whether a run was begun by this task and gave no sign of life for a lease."""
-    if store.is_done(task.run):
-        return False
+def _silent(task: _Task, store: Store) -> str | None:
+    """The node of a task whose claim has given no sign of life for a lease; None where it lives."""
     holder = claims.newest(store.work(task.run), CLAIM)
-    if holder is None or holder.ending or holder.is_live():
-        return False
-    return time.time() - task.began > holder.lease_s
+    if store.is_done(task.run) or holder is None or holder.number <= task.claims:
+        return None
+    if holder.ending or holder.is_live():
+        return None
+    return str(holder.facts.get("job", "")).partition("/")[0]
 
 
 def _attach(ray: Any, address: str) -> None:
@@ -241,8 +259,6 @@ def _attach(ray: Any, address: str) -> None:
 
 
 def _ray() -> Any:
-    for name, value in _TIMEOUTS.items():
-        os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError:

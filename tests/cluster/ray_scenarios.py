@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,7 +35,14 @@ def start_node(address: str, cpus: int, *words: str) -> None:
 def start_head(cpus: int) -> str:
     """Start a head; its address."""
     start_node(HEAD, cpus, "--head", "--include-dashboard=false", f"--port={PORT}")
+    until(answers, 60)
     return f"{HEAD}:{PORT}"
+
+
+def answers() -> bool:
+    """Whether a head listens."""
+    with socket.socket() as tried:
+        return tried.connect_ex((HEAD, PORT)) == 0
 
 
 def driver(folder: Path, address: str, *more: str) -> Driver:
@@ -63,7 +71,6 @@ def grid(folder: Path) -> Seen:
 def zombie(folder: Path) -> Seen:
     """A node is frozen; its run is tried again on another; then it thaws."""
     address = start_head(0)
-    time.sleep(8)
     for other in ("127.0.0.3", "127.0.0.4"):
         start_node(other, 1, f"--address={address}")
     more = ("--method", "supervised", "--seeds", "1", "--jobs", "1", *LONG)
