@@ -45,6 +45,14 @@ def answers() -> bool:
         return tried.connect_ex((HEAD, PORT)) == 0
 
 
+def registered() -> int:
+    """How many nodes there are."""
+    code = "import ray; ray.init(address='auto', log_to_driver=False); print(len(ray.nodes()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    said = done.stdout.split()
+    return int(said[-1]) if said else 0
+
+
 def driver(folder: Path, address: str, *more: str) -> Driver:
     """`bench run` on it, as soon as it answers."""
     for _ in range(20):
@@ -71,8 +79,10 @@ def grid(folder: Path) -> Seen:
 def zombie(folder: Path) -> Seen:
     """A node is frozen; its run is tried again on another; then it thaws."""
     address = start_head(0)
-    for other in ("127.0.0.3", "127.0.0.4"):
+    for number, other in enumerate(("127.0.0.3", "127.0.0.4"), 2):
         start_node(other, 1, f"--address={address}")
+        # Nodes of one machine that start at the same time take each other's ports.
+        until(lambda number=number: registered() == number, 60)
     more = ("--method", "supervised", "--seeds", "1", "--jobs", "1", *LONG)
     made = driver(folder / "store", address, *more)
     (run,) = until(lambda: [p.name for p in (folder / "store" / "work").glob("*")], 60)
