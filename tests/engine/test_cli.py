@@ -25,7 +25,6 @@ PLUGIN = str(Path(__file__).with_name("plugin_methods.py"))
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Calls the command line; gives exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
