@@ -30,7 +30,12 @@ _FAILED_RUNS: Final = (
 def write_table(facts: Facts, out: Path) -> list[Path]:
     """Write `table-<protocol>.md`, `.csv` and `.tex`; return the paths."""
     stem = "table-" + file_name(facts.rule.expression)
-    return write_sheets([sheet(facts), spread(facts)], flat(facts), out, stem)
+    return write_sheets(sheets(facts), flat(facts), out, stem)
+
+
+def sheets(facts: Facts) -> list[Sheet]:
+    """Both: the main table, and every statistic."""
+    return [facts.once(sheet), facts.once(spread)]
 
 
 def file_name(protocol: str) -> str:
