@@ -114,10 +114,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a folder with <case>/mri_norm2.h5 files of LA")
     parser.add_argument("--only", default=",".join(BOXES), help="sections, with commas between")
     parser.add_argument("--section", help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
-    until = time.monotonic() + given.seconds
+    # Of the machine's clock, so that the start of a process counts.
+    until = given.until or time.monotonic() + given.seconds
     here = Given(given.out, given.profile, torch.device(given.device), given.data, until)
     if given.worker:
         work(here, given.worker)
@@ -130,15 +132,16 @@ def main() -> None:
 
 def conduct(given: Given, sections: Sequence[str], arguments: Sequence[str]) -> None:
     """Every section in a process of its own; then the table."""
+    more = max(1.0, given.left / sum(BOXES[section] for section in sections))
     for section in sections:
-        box = min(BOXES[section], given.left)
+        box = min(BOXES[section] * more, given.left)
         if box < 10:
             note(given, section, "skipped", reason="no time left")
             continue
         say(f"{section}: up to {box:.0f} s")
         command = [
             *(sys.executable, "-m", "tests.gpu_measure", *arguments),
-            *("--section", section, "--seconds", f"{box:.0f}"),
+            *("--section", section, "--until", str(time.monotonic() + box)),
         ]
         process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
         try:
@@ -719,11 +722,9 @@ def after_steps(given: Given, spec: RunSpec, world: World, number: int) -> list[
 
 def together_section(given: Given) -> None:
     """See the module docstring."""
-    scale = given.profile == "paper"
-    plans = [
-        ("mini" if scale else "smoke", MINI_RUNS if scale else (1, 2)),
-        (given.profile, PAPER_RUNS if scale else (1, 2)),
-    ]
+    plans: tuple[tuple[str, Sequence[int]], ...] = (("smoke", (1, 2)),)
+    if given.profile == "paper":
+        plans = (("mini", MINI_RUNS), ("paper", PAPER_RUNS))
     for position, (profile, counts) in enumerate(plans):
         share = given.left / (len(plans) - position)
         with attempt(given, "together", profile):
@@ -740,7 +741,7 @@ def several(given: Given, profile: str, counts: Sequence[int], share: float) -> 
             command = [
                 *(sys.executable, "-m", "tests.gpu_measure", "--out", str(folder)),
                 *("--profile", profile, "--device", str(given.device), "--worker", str(index)),
-                *("--seconds", f"{share:.0f}"),
+                *("--until", str(until)),
             ]
             variables = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
             workers.append(subprocess.Popen(command, cwd=ROOT, env=variables))
@@ -759,7 +760,11 @@ def several(given: Given, profile: str, counts: Sequence[int], share: float) -> 
                     note(given, "together", f"{profile} x {count}", skipped="no time left")
                     continue
                 (folder / f"go-{phase}").write_text(json.dumps({"runs": count, "seconds": span}))
-                time.sleep(span + 1.0)
+                patience = time.monotonic() + span + 6
+                while time.monotonic() < patience:
+                    time.sleep(0.2)
+                    if len(list(folder.glob(f"done-{phase}-*"))) == count:
+                        break
                 counted = [json.loads(p.read_text()) for p in folder.glob(f"done-{phase}-*")]
                 note(
                     given,
@@ -907,9 +912,10 @@ def run_section(given: Given) -> None:
     from benchmark.worker import work as attempt_run
     from tests.engine.toy import announced, plan
 
-    with tempfile.TemporaryDirectory() as name, attempt(given, "run", "tcseg demo"):
+    with tempfile.TemporaryDirectory() as name, attempt(given, "run", "tcseg"):
         root = Path(name)
-        (job,) = plan(root, root, root, "tcseg", sources=["phantom"], profile="demo").jobs
+        size = "demo" if given.profile == "paper" else "smoke"
+        (job,) = plan(root, root, root, "tcseg", sources=["phantom"], profile=size).jobs
         store, run = announced(job, root / "store")
         began = time.monotonic()
         code = attempt_run(store, run, str(given.device), threads_of(given.device))
@@ -922,7 +928,7 @@ def run_section(given: Given) -> None:
         note(
             given,
             "run",
-            "tcseg demo",
+            f"tcseg {size}",
             seconds=spent,
             last_dsc=float(last.iloc[-1]),
             s_per_iter=sidecar["seconds_per_step"],
