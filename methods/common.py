@@ -34,9 +34,13 @@ def dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-5) -> Tens
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Voxel-wise cross-entropy, unreduced: (B, K, ...) scores and (B, ...) classes give (B, ...).
 
-    Gathers from log-softmax, which unlike `nll_loss` has a deterministic kernel on every device.
+    Selects from log-softmax: `nll_loss` has no deterministic kernel on GPUs, and that of the
+    gradient of `gather` sorts all voxels.
     """
-    return -logits.log_softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    first, *others = logits.log_softmax(1).unbind(1)
+    for k, log_p in enumerate(others, 1):
+        first = torch.where(target == k, log_p, first)
+    return -first
 
 
 def supervised_loss(logits: Tensor, target: Tensor) -> Tensor:
