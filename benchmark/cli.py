@@ -105,6 +105,9 @@ def run(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads a run. (default: cores / jobs)")
     ] = None,
+    attempts: Annotated[
+        int, typer.Option(min=1, help="Deaths of a run in a row before it counts as failed.")
+    ] = 3,
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Forget failed runs of this grid, try again.")
     ] = False,
@@ -141,6 +144,7 @@ def run(
         jobs=jobs,
         threads=threads,
         keep_predictions=keep_predictions,
+        attempts=attempts,
     )
     if progress is Display.AUTO:
         progress = Display.BARS if out.is_terminal else Display.LINES

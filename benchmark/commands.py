@@ -33,6 +33,7 @@ from benchmark.runner import Job
 from benchmark.scheduler import Request, Summary, View, execute, grid, require_predictions
 from benchmark.spec import parse_overrides, parse_seeds
 from benchmark.view import Bars, Lines, Silent
+from benchmark.worker import ATTEMPTS
 from reports.render import csv_text, write_file
 from results.errors import UserError
 from results.lookup import find
@@ -78,6 +79,7 @@ class Plan:
         jobs: int | None,
         threads: int | None,
         keep_predictions: Keep = Keep.NONE,
+        attempts: int = ATTEMPTS,
     ) -> Plan:
         """Resolve every name.
 
@@ -91,7 +93,7 @@ class Plan:
         absolute = tuple(str(Path(p).resolve()) for p in plugins)
         known = resolve(methods, absolute)
         default = "demo" if set(sources) == {EMBEDDED} else "paper"
-        resources = Resources(jobs, threads, usable_gpus(), environment.cores())
+        resources = Resources(jobs, threads, usable_gpus(), environment.cores(), absolute, attempts)
         request = Request(
             methods=known,
             sources=list(dict.fromkeys(sources)),
@@ -404,10 +406,9 @@ def _show_problems(summary: Summary, console: Console) -> None:
     for word, runs in (
         ("failed", summary.failed),
         ("did not finish", summary.errors),
-        ("busy elsewhere", summary.busy),
     ):
         for run_id, message in runs.items():
             console.print(f"[bold]{run_id}[/] {word}: {escape(message)}", highlight=False)
-    total = len(summary.finished) + len(summary.failed) + len(summary.errors) + len(summary.busy)
+    total = len(summary.finished) + len(summary.failed) + len(summary.errors)
     if not summary.ok:
         console.print(f"{len(summary.finished)} of {total} runs finished.", highlight=False)

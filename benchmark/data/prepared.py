@@ -10,7 +10,6 @@ folder that exists under its own name is complete.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmark.data.base import SPLITS, Card, Dataset, Split, Volume
+from results.claims import Claim, Held
 from results.errors import UserError
 
 FORMAT: Final = 1
@@ -508,20 +508,17 @@ def _writing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _exclusive(root: Path, name: str) -> Iterator[None]:
-    """Hold the right to prepare one dataset; the kernel gives it back when a process dies."""
+    """Hold the right to prepare one dataset; others get it when this process is done, or dies."""
     with _writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / f".{name}.lock", os.O_RDWR | os.O_CREAT, 0o644)
-    try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            claim = Claim.take(root, f".{name}.claim")
+        except Held as held:
             raise UserError(
-                f"Another process is preparing {name} in {root}. Wait until it is done."
+                f"{held.holder} is preparing {name} in {root}. Wait until it is done."
             ) from None
+    with claim:
         yield
-    finally:
-        os.close(handle)
 
 
 def _write_durably(path: Path, content: bytes) -> None:

@@ -218,7 +218,7 @@ def test_an_interrupted_preparation_leaves_nothing_and_starts_clean(tcia, tmp_pa
 
     with pytest.raises(KeyboardInterrupt):
         SOURCES["pancreas"].prepare(tcia, tmp_path / "root", interrupt)
-    assert [p.name for p in (tmp_path / "root").iterdir()] == [".pancreas.lock"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".pancreas.claim-000001"]
     assert len(prepare(tcia, tmp_path).splits["train"]) == 2
 
 

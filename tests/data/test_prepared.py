@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import signal
@@ -18,6 +17,7 @@ from benchmark.data import SOURCES, open_dataset, prepared
 from benchmark.data.base import Dataset, Volume
 from benchmark.data.inspection import check_prepared
 from benchmark.data.prepared import Original, prepare_folder, read_manifest
+from results.claims import Claim
 from results.errors import UserError
 from tests.data.made_data import LA_TEST, LA_TRAIN, Log, quiet, volume
 
@@ -119,7 +119,7 @@ def test_a_case_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     made[2] = replace(made[2], read=fail)
     with pytest.raises(UserError, match="a broken scan"):
         prepare_folder(tmp_path / "root", "la", made, "as it is", quiet)
-    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
 def test_ctrl_c_leaves_nothing_behind(la_source, tmp_path):
@@ -129,7 +129,7 @@ def test_ctrl_c_leaves_nothing_behind(la_source, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         SOURCES["la"].prepare(la_source, tmp_path / "root", interrupt)
-    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
 def test_a_killed_preparation_is_not_taken_for_complete_and_is_cleared_by_the_next(
@@ -155,13 +155,11 @@ def test_a_killed_preparation_is_not_taken_for_complete_and_is_cleared_by_the_ne
 def test_two_processes_do_not_prepare_the_same_dataset(la_source, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
-    handle = os.open(root / ".la.lock", os.O_RDWR | os.O_CREAT)
-    fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        with pytest.raises(UserError, match="Another process is preparing la"):
-            SOURCES["la"].prepare(la_source, root, quiet)
-    finally:
-        os.close(handle)
+    with (
+        Claim.take(root, ".la.claim"),
+        pytest.raises(UserError, match=f"process {os.getpid()} on .* is preparing la"),
+    ):
+        SOURCES["la"].prepare(la_source, root, quiet)
 
 
 def test_a_data_root_that_cannot_be_written_is_named(la_source, tmp_path):
@@ -177,7 +175,7 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(la_source, tmp_path
     monkeypatch.setattr(prepared.np, "save", full)
     with pytest.raises(UserError, match=r"Cannot write to .*No space left on device"):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
-    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
@@ -264,7 +262,7 @@ def test_one_scan_in_two_splits_is_refused_at_preparation(tmp_path):
     message = r"a \(train\) and c \(test\) are the same scan and label\. Take one of them out"
     with pytest.raises(UserError, match=message):
         dataset(tmp_path, cases)
-    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
 def test_one_scan_in_two_splits_is_refused_when_the_dataset_is_opened(tmp_path, monkeypatch):
