@@ -44,9 +44,9 @@ from typing import ClassVar, final
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 
+from methods import components
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
 from methods.common import check_range, cross_entropy, ema_, frozen, predictor
 
@@ -182,11 +182,7 @@ def largest_component(mask: Tensor) -> Tensor:
 
     Found on the CPU, given back on the mask's device; an empty mask stays empty.
     """
-    found = []
-    for volume in mask.cpu().numpy():
-        labels, _ = ndimage.label(volume, np.ones((3, 3, 3)))
-        sizes = np.bincount(labels.ravel(), minlength=2)[1:]
-        found.append(volume & (labels == sizes.argmax() + 1))
+    found = [components.largest_component(volume) for volume in mask.cpu().numpy()]
     return torch.from_numpy(np.stack(found)).to(mask.device)
 
 

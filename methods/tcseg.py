@@ -69,12 +69,12 @@ from typing import ClassVar, Literal, NamedTuple, final, get_args
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Batch, Fidelity, Method, NetOutput, NetworkFactory, Predictor, Step, Term
 from methods.common import check_range, cross_entropy, ema_, frozen, sigmoid_rampup, warm_decay
+from methods.components import largest_component
 
 Variant = Literal["paper", "released"]
 Pair = Sequence[Tensor]
@@ -204,18 +204,10 @@ def perturbation_mask(unreliable: Tensor, element: Tensor, *, released: bool = F
         groups=len(mask),
     )
     dilated = (count.squeeze(0) > 0.5).cpu().numpy()
-    largest = [_largest_component(volume, MINIMUM if released else 1) for volume in dilated]
+    if released:
+        dilated[dilated.sum((1, 2, 3)) < MINIMUM] = False
+    largest = [largest_component(volume, corners=False) for volume in dilated]
     return torch.from_numpy(np.stack(largest)).to(unreliable.device)
-
-
-def _largest_component(mask: np.ndarray, minimum: int) -> np.ndarray:
-    """Largest face-connected component, empty when the mask has fewer voxels than `minimum`."""
-    labels, _ = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel())[1:]
-    if sizes.sum() < minimum:
-        return np.zeros_like(mask)
-    largest: np.ndarray = labels == sizes.argmax() + 1
-    return largest
 
 
 def random_elements(number: int, draw: np.random.Generator) -> np.ndarray:

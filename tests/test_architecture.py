@@ -29,7 +29,10 @@ MAY_IMPORT = {
 }
 USES_TORCH = {"benchmark", "methods"}
 LISTED = {
-    "methods": ({inspect.getmodule(c) for c in METHODS}, {"base", "common"}),
+    "methods": (
+        {inspect.getmodule(c) for c in METHODS},
+        {"base", "common", "compiled", "components"},
+    ),
     "benchmark.executors": ({inspect.getmodule(c) for c in EXECUTORS.values()}, {"base"}),
     "benchmark.networks": ({inspect.getmodule(c) for c in NETWORKS.values()}, set()),
 }
