@@ -41,6 +41,7 @@ from benchmark.data.prepared import (
     read_manifest,
 )
 from benchmark.data.split_file import read_split, require_cases
+from benchmark.data.steps import z_scored, z_scored_in_blocks
 from benchmark.data.volumes import reduced_shape
 from results.errors import UserError
 
@@ -49,6 +50,9 @@ TEST_SHARE: Final = 0.2
 VAL_SHARE: Final = 0.1
 CT_WINDOW_HU: Final = (-200.0, 300.0)
 """To which CT is clipped before it is z-scored: soft tissue."""
+
+HIGHEST_HU: Final = 2**15 - 1
+"""Beyond it values of CT were stored without a sign and overflowed."""
 
 FULL_CAP: Final = (112, 112, 96)
 REDUCED_CAP: Final = (40, 40, 24)
@@ -302,7 +306,7 @@ class Decathlon(Source):
         label, affine = _read_nifti(label_path)
         if label.ndim != 3:
             raise UserError(f"{label_path} has {label.ndim} axes, not 3.")
-        channels: list[NDArray[np.float64]] = []
+        channels: list[NDArray[Any]] = []
         for path in scan.images:
             image, image_affine = _read_nifti(path)
             channels += self._split_channels(image, path, alone=len(scan.images) == 1)
@@ -318,15 +322,16 @@ class Decathlon(Source):
                     f"{path} has {channels[-1].shape} voxels, {first} {channels[0].shape}. Bring "
                     "all channels to the same grid."
                 )
-        odd = np.setdiff1d(np.unique(label), [0, *self.labels])
+        odd = np.setdiff1d(_values(label), [0, *self.labels])
         if odd.size:
             known = ", ".join(str(v) for v in sorted({0, *self.labels}))
             raise UserError(
                 f"{label_path} has label values that dataset.json does not list: "
                 f"{', '.join(f'{v:g}' for v in odd[:5])}. Known: {known}. Mend either of them."
             )
-        mask = (label > 0) if self.label is None else (label == self.label)
-        wrong = problems(np.stack(channels), mask.astype(np.uint8))
+        mask = ((label > 0) if self.label is None else (label == self.label)).view(np.uint8)
+        del label
+        wrong = problems(np.stack(channels) if len(channels) > 1 else channels[0][None], mask)
         if wrong:
             raise UserError(f"{first} with its label cannot be used. {' '.join(wrong)}")
         x, y, z = (float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
@@ -334,11 +339,12 @@ class Decathlon(Source):
             _normalised(channel, _is_ct(modality), first)
             for channel, modality in zip(channels, self.modalities, strict=True)
         ]
-        return Volume(np.stack(normalised), mask.astype(np.uint8), (x, y, z))
+        image = np.stack(normalised) if len(normalised) > 1 else normalised[0][None]
+        return Volume(image, mask, (x, y, z))
 
     def _split_channels(
-        self, image: NDArray[np.float64], path: Path, *, alone: bool
-    ) -> list[NDArray[np.float64]]:
+        self, image: NDArray[Any], path: Path, *, alone: bool
+    ) -> list[NDArray[Any]]:
         """The channels in a file; `alone`: it should have all of them."""
         expected = len(self.modalities) if alone else 1
         if image.ndim == 3 and expected == 1:
@@ -353,14 +359,26 @@ class Decathlon(Source):
         return list(np.moveaxis(image, 3, 0))
 
 
-def _normalised(image: NDArray[np.float64], ct: bool, path: Path) -> NDArray[np.float32]:
+def _values(label: NDArray[Any]) -> NDArray[Any]:
+    """The values in a label, plane by plane: sorting all voxels at once needs much memory."""
+    return np.unique(np.concatenate([np.unique(plane) for plane in label]))
+
+
+def _normalised(image: NDArray[Any], ct: bool, path: Path) -> NDArray[np.float32]:
     """Z-score over the whole volume; CT is clipped to the soft-tissue window first."""
-    if ct:
-        image = np.clip(image, *CT_WINDOW_HU)
-    deviation = image.std()
-    if deviation == 0:
-        raise UserError(f"{path} has the same intensity everywhere. Get it again.")
-    return np.asarray((image - image.mean()) / deviation, dtype=np.float32)
+    if ct and image.max() > HIGHEST_HU:
+        raise UserError(
+            f"{path} has values up to {image.max():g}, which are no Hounsfield units: 16 bits have "
+            "overflowed or are read with the wrong sign. Get it again."
+        )
+    try:
+        if image.dtype != np.float64:
+            return z_scored_in_blocks(image, CT_WINDOW_HU if ct else None)
+        if ct:
+            image = np.clip(image, *CT_WINDOW_HU)
+        return z_scored(image, image.mean(), image.std())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}. Get it again.") from error
 
 
 def open_folder(prepared: Path) -> Dataset:
@@ -551,14 +569,22 @@ def _stem(name: str) -> str:
     return name
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Voxels and affine of a file, its axes in the order and direction R, A, S."""
+def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels and affine of a file, its axes in the order and direction R, A, S.
+
+    Voxels are of their own type where the file scales nothing, else in double precision.
+    """
     to_canonical: Callable[[Any], Any] = nib.as_closest_canonical
     try:
-        image = to_canonical(nib.load(path))
-        return np.asarray(image.dataobj, dtype=np.float64), np.asarray(image.affine)
+        stored: Any = nib.load(path)
+        scales = (stored.dataobj.slope, stored.dataobj.inter) != (1, 0)
+        image = to_canonical(stored)
+        voxels = np.asarray(image.dataobj, dtype=np.float64 if scales else None)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise UserError(
             f"{path} is truncated or damaged ({error}). Get it again, or take the case out of "
             "dataset.json and of both folders."
         ) from error
+    if voxels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds values of type {voxels.dtype}, not numbers.")
+    return voxels, np.asarray(image.affine)
