@@ -72,6 +72,9 @@ CARD: Final = Card(
         "HiLab-git/SSL4MIS on GitHub reads them), then run "
         "`bench data prepare brats2019 --source DIR`."
     ),
+    source="www.med.upenn.edu/cbica/brats2019 (NIfTI), or SSL4MIS's .h5",
+    size="335 volumes of 240 × 240 × 155 mm before the crop",
+    counts=(250, 25, 60),
     notes=(
         "Sites are mixed unevenly: TCIA10 is 20 of 250 training and 12 of 60 test cases.",
         "Volumes are cropped to the non-zero image, not to the label.",

@@ -244,6 +244,7 @@ class Decathlon(Source):
             geometry={},
             augmentation="rotflip",
             how_to_get=f"Run `bench data prepare {self._argument}`.",
+            source=str(self.folder),
             channels=len(self.modalities),
             notes=(
                 "The split was drawn from a fixed seed at preparation; it is nobody's official "
