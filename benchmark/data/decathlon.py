@@ -40,6 +40,7 @@ from benchmark.data.prepared import (
     problems,
     read_manifest,
 )
+from benchmark.data.published import seems
 from benchmark.data.split_file import read_split, require_cases
 from benchmark.data.steps import z_scored, z_scored_in_blocks
 from benchmark.data.volumes import reduced_shape
@@ -91,7 +92,7 @@ class Decathlon(Source):
         self.label = label
         self.facts = _read_facts(self.folder)
         self.labels = _label_names(self.folder, self.facts)
-        self.modalities = _modalities(self.facts)
+        self.modalities = _modalities(self.folder, self.facts)
         if label is not None and label not in self.labels:
             known = ", ".join(f"{v} ({n})" for v, n in sorted(self.labels.items()))
             raise UserError(f"{self.folder} has no label {label}. Known: {known}.")
@@ -256,7 +257,7 @@ class Decathlon(Source):
         """The files of every case."""
         labels = _volumes(self.folder / "labelsTr")
         images = _volumes(self.folder / "imagesTr")
-        listed = _listed_cases(self.facts)
+        listed = _listed_cases(self.folder, self.facts)
         bases = {name if name in labels else _without_channel(name) for name in images}
         expected = set(listed) if listed else labels.keys() | bases
         names = {case: self._image_names(case, images) for case in expected}
@@ -504,12 +505,19 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not in the Medical Segmentation Decathlon layout: it has no "
-            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/."
+            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/"
+            f"{seems(folder)}."
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot read {path}: {error}.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} holds no JSON object.")
+    ending = facts.get("file_ending", ENDINGS[0])
+    if ending not in ENDINGS:
+        raise UserError(
+            f"{path} says that files end with {ending}. Convert them to NIfTI: {ENDINGS[0]} and "
+            f"{ENDINGS[1]} can be read."
+        )
     return facts
 
 
@@ -536,17 +544,34 @@ def _label_names(folder: Path, facts: Mapping[str, Any]) -> dict[int, str]:
     return labels
 
 
-def _modalities(facts: Mapping[str, Any]) -> list[str]:
-    """Names of the channels, under the Decathlon's or nnU-Net's key."""
-    channels = facts.get("modality", facts.get("channel_names", {}))
-    if not isinstance(channels, dict) or not channels:
-        return ["unknown"]
-    return [str(channels[key]) for key in sorted(channels)]
+def _modalities(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Names of the channels, under the Decathlon's or nnU-Net's key; "unknown" without any."""
+    key = "modality" if "modality" in facts else "channel_names"
+    channels = facts.get(key, {"0": "unknown"})
+    try:
+        names = {int(number): str(name) for number, name in channels.items()}
+    except (AttributeError, ValueError):
+        names = {}
+    if sorted(names) != list(range(len(channels))) or not names:
+        raise UserError(
+            f'{folder / "dataset.json"} has no valid "{key}", such as {{"0": "CT"}}: the channels '
+            "by number, from 0 on."
+        )
+    return [names[number] for number in sorted(names)]
 
 
-def _listed_cases(facts: Mapping[str, Any]) -> list[str]:
+def _listed_cases(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     """Cases that dataset.json lists under "training"; nnU-Net v2 lists none."""
-    return [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
+    path = folder / "dataset.json"
+    try:
+        cases = [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
+    except (TypeError, KeyError) as error:
+        example = '[{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]'
+        raise UserError(f'{path} has no valid "training", such as {example}.') from error
+    twice = sorted({case for case in cases if cases.count(case) > 1})
+    if twice:
+        raise UserError(f"{path} lists {len(twice)} cases twice: {_some(twice)}. List each once.")
+    return cases
 
 
 def _volumes(folder: Path) -> dict[str, Path]:

@@ -239,13 +239,9 @@ def _require_same_grid(scan: itk.Scan, label: Nifti, folder: Path, path: Path) -
     ratios = np.abs(np.divide(label.spacing, scan.spacing) - 1)
     if np.any(ratios > (SPACING_TOLERANCE, SPACING_TOLERANCE, STEP_TOLERANCE)):
         raise UserError(
-            f"{path} has voxels of {_mm(label.spacing)} mm and the series {folder} of "
-            f"{_mm(scan.spacing)} mm: the label is of another case. {AGAIN}"
+            f"{path} has voxels of {itk.in_words(label.spacing)} mm and the series {folder} of "
+            f"{itk.in_words(scan.spacing)} mm: the label is of another case. {AGAIN}"
         )
-
-
-def _mm(spacing: tuple[float, ...]) -> str:
-    return "×".join(f"{mm:.4g}" for mm in spacing)
 
 
 def _some(cases: list[str]) -> str:
