@@ -102,13 +102,13 @@ class Inspection:
         spacings = np.array([case.spacing for case in seen])
         share = [100 * case.foreground for case in seen]
         stray = [case.stray for case in seen if case.components > 1]
-        parts = f"{len(stray)} labels have more than one; stray parts up to {max(stray, default=0)}"
+        parts = f"{len(stray)} labels have more than one, with up to {max(stray, default=0)}"
         return [
             ("cases", str(len(seen))),
             ("voxels", " × ".join(_range(axis, "d") for axis in shapes.T)),
             ("spacing", " × ".join(_range(axis, ".3g") for axis in spacings.T)),
             ("foreground", f"{_range(share, '.2g')} % (median {np.median(share):.2g} %)"),
-            ("components", f"{parts} voxels" if stray else "one in every label"),
+            ("components", f"{parts} voxels beside the largest" if stray else "one in every label"),
             ("at the border", f"{sum(case.cut for case in seen)} labels touch the volume's border"),
         ]
 

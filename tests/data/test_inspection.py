@@ -57,7 +57,7 @@ def test_good_data_give_facts_and_no_finding(tmp_path):
     assert seen.cases["b"].foreground == pytest.approx(cases["b"].label.mean())
     assert dict(seen.summary())["voxels"] == "20–22 × 18 × 16"
     assert dict(seen.summary())["components"] == (
-        "1 labels have more than one; stray parts up to 1 voxels"
+        "1 labels have more than one, with up to 1 voxels beside the largest"
     )
 
 
