@@ -610,7 +610,7 @@ def data_floor(
 
 @data_app.command("list")
 def data_list(data: DataOption = Path("data")) -> None:
-    """Where each dataset stands, and how to get what is missing."""
+    """Where each dataset stands, how to get it, and what a reader of its numbers must know."""
     from benchmark.commands import data_states
 
     states = data_states(data)
@@ -618,8 +618,11 @@ def data_list(data: DataOption = Path("data")) -> None:
         ["dataset", "state", "train", "val", "test", "fingerprint"], [s.cells for s in states]
     )
     for state in states:
-        if state.advice:
-            out.print(f"\n[bold]{state.name}[/]: {escape(state.advice)}", highlight=False)
+        out.print(f"\n[bold]{escape(state.name)}[/] {escape(state.advice)}", highlight=False)
+        card = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
+        for what, text in state.card:
+            card.add_row(what, escape(text))
+        out.print(card)
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -53,6 +53,9 @@ class Card:
     geometry:     by the names that profiles use: "full", "reduced", "tiny".
     augmentation: "rotflip" (the field's RandomRotFlip, then crop) or "crop".
     how_to_get:   what a user downloads where, and the command that prepares it.
+    source:       who distributes it, in a few words.
+    size:         of how many volumes, and how much disk they need.
+    counts:       training, validation and test cases of its own split; zeros where it is drawn.
     notes:        what a reader of a table must know (leaks, quirks), a sentence each.
     """
 
@@ -68,6 +71,9 @@ class Card:
     augmentation: Augmentation
     how_to_get: str
     channels: int = 1
+    source: str = ""
+    size: str = ""
+    counts: Triple = (0, 0, 0)
     notes: tuple[str, ...] = ()
 
 

@@ -500,8 +500,10 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # NumPy's failed write of an array has no system error: it only says how much was written.
+        reason = error.strerror or f"the disk is full ({error})"
         raise UserError(
-            f"Cannot write to {folder}: {error.strerror}. Make room or choose another data root "
+            f"Cannot write to {folder}: {reason}. Make room or choose another data root "
             "(--data, or the environment variable BENCH_DATA)."
         ) from error
 

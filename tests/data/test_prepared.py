@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,6 +178,31 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(la_source, tmp_path
     with pytest.raises(UserError, match=r"Cannot write to .*No space left on device"):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
     assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_volume_is_named(la_source, tmp_path, monkeypatch):
+    """NumPy gives such an error neither number nor text of the system."""
+
+    def partly(*_: object, **__: object) -> None:
+        raise OSError("5760 requested and 1024 written")
+
+    monkeypatch.setattr(prepared.np, "save", partly)
+    with pytest.raises(UserError, match=r"the disk is full \(5760 requested and 1024 written\)"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+def test_two_cases_are_worked_on_at_once(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(content: Volume) -> Volume:
+        both.wait()
+        return content
+
+    cases = originals(tmp_path, {name: volume(seed) for seed, name in enumerate("abcd")})
+    made = [replace(o, read=partial(wait, o.read())) for o in cases]
+    prepare_folder(tmp_path / "root", "la", made, "as it is", quiet)
+    assert len(open_dataset("la", tmp_path / "root").splits["train"]) == 3
 
 
 @pytest.mark.parametrize("kind", ["images", "labels"])
