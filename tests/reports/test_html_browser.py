@@ -276,7 +276,9 @@ def test_a_phone_shows_the_median_without_scrolling(open_page):
     ends = "(e => [e.innerText, e.getBoundingClientRect().right])"
     (shown,) = (
         right
-        for text, right in page.run(f"[...document.querySelectorAll('#table thead th')].map({ends})")
+        for text, right in page.run(
+            f"[...document.querySelectorAll('#table thead th')].map({ends})"
+        )
         if text.startswith("Median")
     )
     assert shown <= 390
