@@ -78,14 +78,8 @@ def unpack_image(content: bytes, shape: Sequence[int], levels: int) -> NDArray[n
 
 
 def pack_label(label: NDArray[np.uint8]) -> bytes:
-    """A mask as a file holds it: eight voxels a byte.
-
-    Raises:
-        ValueError: it has other values than 0 and 1.
-    """
-    if label.size and label.max() > 1:
-        raise ValueError(f"the label has the value {label.max()}; it must be 0 or 1")
-    return _compress(np.packbits(label))
+    """A label as a file holds it."""
+    return _compress(_planes(label))
 
 
 def unpack_label(content: bytes, shape: Sequence[int]) -> NDArray[np.uint8]:
@@ -94,8 +88,7 @@ def unpack_label(content: bytes, shape: Sequence[int]) -> NDArray[np.uint8]:
     Raises:
         ValueError: the content is damaged, or not of this size.
     """
-    voxels = prod(shape)
-    return np.unpackbits(_decompress(content, -(-voxels // 8)), count=voxels).reshape(shape)
+    return _joined(_decompress(content, prod(shape)), np.uint8, shape)
 
 
 def _planes(array: NDArray[Any]) -> NDArray[np.uint8]:
@@ -121,6 +114,4 @@ def _decompress(content: bytes, size: int) -> NDArray[np.uint8]:
         payload = pa.Codec("zstd").decompress(content, decompressed_size=size)
     except OSError as error:
         raise ValueError(str(error)) from error
-    if len(payload) != size:
-        raise ValueError(f"it holds {len(payload)} bytes, not {size}")
     return np.frombuffer(payload, np.uint8)

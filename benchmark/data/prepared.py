@@ -2,7 +2,7 @@
 
     <root>/<name>/manifest.json
     <root>/<name>/images/<case>.zst    (C, X, Y, Z), float32 or codes of its values
-    <root>/<name>/labels/<case>.zst    (X, Y, Z), a bit a voxel
+    <root>/<name>/labels/<case>.zst    (X, Y, Z), uint8
 
 A folder is written under a temporary name and renamed once everything in it is on the disk, so a
 folder that exists under its own name is complete.
@@ -368,8 +368,8 @@ def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
     image_path, label_path = _paths(folder, case)
     unpack = partial(unpack_image, shape=record.shape, levels=record.levels)
     stored = _read(folder, image_path, unpack, record.image_sha256)
-    bits = partial(unpack_label, shape=record.shape[1:])
-    label = _read(folder, label_path, bits, record.label_sha256)
+    unpack_mask = partial(unpack_label, shape=record.shape[1:])
+    label = _read(folder, label_path, unpack_mask, record.label_sha256)
     return Volume(stored, label, record.spacing)
 
 
