@@ -68,7 +68,7 @@ def make_batch(method: Method, seed: int) -> Batch:
     image = 2.0 * label + draw.normal(0, 0.5, size=label.shape) - 0.5
     images = torch.from_numpy(image).float().unsqueeze(1)
     extras = {
-        name: torch.from_numpy(np.stack([make(one) for one in label[:2]])[:, None])
+        name: make(torch.from_numpy(label[:2]))
         for name, make in EXTRAS.items()
         if name in method.inputs
     }
@@ -76,7 +76,7 @@ def make_batch(method: Method, seed: int) -> Batch:
     shift = draw.integers(-SIDE // 4, SIDE // 4, size=(count, 3), endpoint=True)
     overlap = torch.zeros_like(images[:count])
     for second, first, (x, y, z) in zip(overlap, images, shift.tolist(), strict=False):
-        crop_into(second.numpy(), first.numpy(), (x, y, z))
+        crop_into(second, first, (x, y, z))
     paired = {"overlap": overlap, "shift": torch.from_numpy(shift)}
     extras |= {name: x for name, x in paired.items() if name in method.inputs}
     return Batch(

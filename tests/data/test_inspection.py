@@ -18,7 +18,7 @@ from benchmark.data.inspection import (
     thumbnail,
 )
 from benchmark.data.prepared import Original, prepare_folder
-from tests.data.made_data import LA_TRAIN, ball, quiet, volume, write_la
+from tests.data.made_data import LA_TRAIN, ball, change_voxel, quiet, volume, write_la
 
 
 def dataset(tmp_path: Path, cases: dict[str, Volume]) -> Dataset:
@@ -73,14 +73,11 @@ def test_changed_voxels_are_found(la_source, tmp_path):
 
     SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
     la = open_dataset("la", tmp_path / "root")
-    path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
-    array = np.load(path)
-    array[0, 0, 0, 0] += 1
-    np.save(path, array)
-    (la.folder / "labels" / f"{LA_TRAIN[1]}.npy").unlink()
+    change_voxel(la, "images", LA_TRAIN[0])
+    (la.folder / "labels" / f"{LA_TRAIN[1]}.zst").unlink()
     errors = {f.subject: f.text for f in check_prepared(la) if f.severity == "error"}
     assert list(errors) == list(LA_TRAIN[:2])
-    assert f"{LA_TRAIN[0]}.npy is not what was prepared" in errors[LA_TRAIN[0]]
+    assert f"{LA_TRAIN[0]}.zst is not what was prepared" in errors[LA_TRAIN[0]]
     assert "cannot be read" in errors[LA_TRAIN[1]]
 
 
