@@ -185,8 +185,10 @@ class Method(ABC):
     Class variables describe it: `name` (what users type), `title`, `paper` (DOI or arXiv id),
     `bibtex`, `version` (bump when its numbers change; part of every run's identity), `fidelity`
     with `deviations` (each a sentence), `inputs` (what a batch must carry: "image", "label",
-    "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known) and
-    `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule).
+    "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known),
+    `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule) and
+    `sizes` (parameters of each network at the paper's scale, so that listings need not build them;
+    what is left out is counted).
     """
 
     name: ClassVar[str]
@@ -199,6 +201,7 @@ class Method(ABC):
     inputs: ClassVar[tuple[str, ...]]
     authors: ClassVar[Recipe | None] = None
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({})
+    sizes: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @abstractmethod
     def init(self, build: NetworkFactory) -> nn.ModuleDict:
