@@ -243,6 +243,22 @@ def check_hyperparameters(method: Method) -> None:
             )
 
 
+def check_authors(method: Method) -> None:
+    """What the authors' recipe sets are hyperparameters of the method, within their ranges."""
+    cls = type(method)
+    demand(
+        cls.authors is not None or not cls.with_authors,
+        "`with_authors` is given but `authors` is not: add the recipe, or drop it",
+    )
+    known = {field.name for field in dataclasses.fields(method)}
+    unknown = sorted(set(cls.with_authors) - known)
+    demand(not unknown, f"`with_authors` names {unknown}; hyperparameters: {sorted(known)}")
+    try:
+        cls(**cls.with_authors)
+    except ValueError as error:
+        raise AssertionError(f"`with_authors` is refused: {error}") from None
+
+
 def _refuses(method: Method, name: str, value: float | str) -> bool:
     try:
         dataclasses.replace(method, **{name: value})
@@ -559,6 +575,7 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
     check_inputs_are_known,
     check_docstring,
     check_hyperparameters,
+    check_authors,
     check_initialisation,
     check_networks_are_separate,
     check_players,

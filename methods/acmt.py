@@ -117,6 +117,7 @@ class ACMT(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=8_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.75}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     ambiguity: Ambiguity = "entropy"

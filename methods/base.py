@@ -186,6 +186,7 @@ class Method(ABC):
     `bibtex`, `version` (bump when its numbers change; part of every run's identity), `fidelity`
     with `deviations` (each a sentence), `inputs` (what a batch must carry: "image", "label",
     "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known),
+    `with_authors` (hyperparameters that it sets, such as a ramp-up in fractions of its length),
     `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule) and
     `sizes` (parameters of each network at the paper's scale, so that listings need not build them;
     what is left out is counted).
@@ -200,6 +201,7 @@ class Method(ABC):
     deviations: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[tuple[str, ...]]
     authors: ClassVar[Recipe | None] = None
+    with_authors: ClassVar[Mapping[str, float]] = MappingProxyType({})
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({})
     sizes: ClassVar[Mapping[str, int]] = MappingProxyType({})
 

@@ -107,6 +107,7 @@ class CauSSL(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(0.5,), steps=5_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.2}
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({"coefficients": Adam(2e-2)})
     deviations: ClassVar[tuple[str, ...]] = (
         "The coefficients take one step of Adam at every step of the networks; in the release they "

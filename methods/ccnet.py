@@ -94,6 +94,7 @@ class CCNet(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=10_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.6}
     sizes: ClassVar[Mapping[str, int]] = {"student": 13_592_806}
 
     weight: float = 1.0

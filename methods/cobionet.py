@@ -134,6 +134,7 @@ class CoBioNet(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({name: Adam(1e-4) for name in CRITICS})
     sizes: ClassVar[Mapping[str, int]] = {
         "net1": 9_448_866,

@@ -114,6 +114,7 @@ class CPCL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=10_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.6}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     variant: Variant = "fixed"

@@ -18,7 +18,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            lambda_d
 ====================  ==========================================  ===================
 
 Followed is the released trainer for the left atrium. Its ramp-up lasts the whole run of 6,000
-steps: with the `authors` recipe, set ``rampup=1``. Deviations: see `DTC.deviations`.
+steps: the `authors` recipe sets ``rampup=1``. Deviations: see `DTC.deviations`.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ class DTC(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_883}
 
     weight: float = 1.0

@@ -21,7 +21,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            Sec. 4
 ====================  ==========================================  =======================
 
 Followed is the released trainer for the left atrium. Its ramp-up lasts the whole run of 6,000
-steps: with the `authors` recipe, set ``rampup=1``. Its networks have 9.4 and 17.9 million
+steps: the `authors` recipe sets ``rampup=1``. Its networks have 9.4 and 17.9 million
 parameters. Its published numbers are those of the last step, without selection, but means over 5
 folds of the left atrium and 4 of the pancreas, not over the field's usual test cases.
 Deviations: see `MCF.deviations`.
@@ -79,6 +79,7 @@ class MCF(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     sizes: ClassVar[Mapping[str, int]] = {"vnet": 9_448_866, "resnet": 17_930_354}
 
     weight: float = 0.1

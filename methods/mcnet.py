@@ -70,6 +70,7 @@ class MutualConsistency(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
 
     weight: float = 1.0
     rampup: float = 0.3

@@ -93,6 +93,7 @@ class MRPL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
     sizes: ClassVar[Mapping[str, int]] = {"student": 12_347_716}
 
     weight: float = 1.0

@@ -19,7 +19,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            Sec. 3
 ====================  ==========================================  ===================
 
 Followed is the released script for consistency on unlabelled volumes. Its ramp-up lasts the whole
-run of 6,000 steps: with the `authors` recipe, set ``rampup=1``.
+run of 6,000 steps: the `authors` recipe sets ``rampup=1``.
 Deviations: see `UAMT.deviations`.
 """
 
@@ -86,6 +86,7 @@ class UAMT(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     weight: float = 0.1

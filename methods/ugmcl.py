@@ -121,6 +121,7 @@ class UGMCL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled", "sdf")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=30_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_883, "teacher": 9_448_883}
 
     variant: Variant = "fixed"

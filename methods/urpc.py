@@ -80,6 +80,7 @@ class URPC(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", learning_rate=0.1, schedule="poly", steps=60_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_449_320}
 
     weight: float = 0.1

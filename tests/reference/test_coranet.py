@@ -21,7 +21,7 @@ from methods.coranet import (
 
 COSTS = ((1.0, 5.0), (5.0, 1.0))
 FIRST = 12
-"""Of 40 steps, the first of stage 2: 0.285 * 40 = 11.4."""
+"""Of 40 steps, the first of stage 2: 2 / 7 * 40 = 11.4."""
 
 
 @pytest.fixture
