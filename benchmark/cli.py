@@ -482,16 +482,10 @@ def test_method(
 @list_app.command("methods")
 def list_methods(plugin: PluginOption = None) -> None:
     """Methods that can be trained."""
+    from benchmark import catalogue
     from benchmark.plugins import available, installed
 
-    known = available(plugin or [])
-    _print_table(
-        ["name", "title", "paper", "follows", "recipes"],
-        [
-            [m.name, m.title, m.paper, str(m.fidelity), "common" + ", authors" * bool(m.authors)]
-            for m in known.values()
-        ],
-    )
+    _print_table(catalogue.HEAD, catalogue.rows(available(plugin or []).values()))
     for name, where in installed().items():
         out.print(f"{name}: installed entry point {where}", highlight=False)
 
@@ -627,8 +621,8 @@ def data_list(data: DataOption = Path("data")) -> None:
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold")
+    for place, name in enumerate(head):
+        table.add_column(name, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -192,6 +192,12 @@ def recipe_of(cls: type[Method], name: str) -> Recipe:
     return find(f"recipe of {cls.name}", name, known)
 
 
+def method_for(cls: type[Method], recipe: str) -> Method:
+    """The method as a recipe trains it: its defaults, or what its authors set with theirs."""
+    theirs = cls.authors is not None and recipe == cls.authors.name
+    return cls(**cls.with_authors) if theirs else cls()
+
+
 def parse_overrides(
     texts: Sequence[str], methods: Mapping[str, type[Method]]
 ) -> dict[str, dict[str, str]]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark import catalogue
 from benchmark.data import SOURCES
 from benchmark.data.splits import split_names
 from benchmark.profiles import PROFILES
@@ -67,18 +68,9 @@ def datasets() -> str:
 
 
 def methods() -> str:
-    """Methods and whom they follow."""
-    rows = [
-        (
-            f"`{m.name}`",
-            m.title,
-            m.paper,
-            str(m.fidelity),
-            "common, authors" if m.authors else "common",
-        )
-        for m in METHODS
-    ]
-    return markdown(("method", "title", "paper", "follows", "recipes"), rows)
+    """Methods: whom they follow, how large they are, where numbers of them are printed."""
+    rows = [(f"`{name}`", *rest) for name, *rest in catalogue.rows(METHODS)]
+    return markdown(("method", *catalogue.HEAD[1:]), rows)
 
 
 def rules() -> str:

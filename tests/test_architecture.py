@@ -55,6 +55,16 @@ def test_imports_point_one_way(package: str) -> None:
         assert not imported(path) & forbidden, path
 
 
+def test_no_method_imports_another() -> None:
+    """What several need is a function in `methods/common.py`."""
+    for path in (ROOT / "methods").glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods"):
+                assert node.module in ("methods.base", "methods.common"), path
+
+
 @pytest.mark.parametrize("package", sorted(set(PACKAGES) - USES_TORCH))
 def test_only_benchmark_and_methods_import_torch(package: str) -> None:
     for path in (ROOT / package).rglob("*.py"):
