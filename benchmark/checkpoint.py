@@ -62,6 +62,11 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     return None
 
 
+def newest_step(folder: Path) -> int:
+    """Steps done at the newest checkpoint, intact or not; 0 when there is none."""
+    return max((step for step, _ in _checkpoints(folder)), default=0)
+
+
 def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     found = ((_NAME.fullmatch(p.name), p) for p in folder.glob("checkpoint-*.pt"))
     return sorted(((int(m[1]), p) for m, p in found if m), reverse=True)

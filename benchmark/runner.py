@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
-import platform
 import resource
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,26 +24,28 @@ from benchmark.data.volumes import load_volumes
 from benchmark.evaluation import Evaluator, reference_cache
 from benchmark.networks import initialise
 from benchmark.plugins import digest
-from benchmark.progress import Reporter
+from benchmark.prefetch import prefetched
+from benchmark.progress import Progress, Reporter
+from benchmark.progress import read as read_progress
 from benchmark.spec import RunSpec, canonical_json
 from benchmark.trainer import Diverged, Learner, evaluating, make_learner, train
 from methods.base import Predictor
+from results.claims import Claim
 from results.errors import UserError
-from results.schema import TABLES, Keep
+from results.schema import OPTIONAL, TABLES, Keep
 from results.store import RUN_TABLES, Store
 
 Outcome = Literal["finished", "failed"]
+UNKNOWN = -1
+"""Number of parameters of a run that no attempt lived long enough to tell."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("val", "test")
 JOB_FILE = "spec.json"
+READ_EVERY = 25
+"""Steps between two readings of the terms on a GPU."""
 ERROR_FILE = "error.txt"
 LOG_FILE = "log.txt"
-
-
-LOCK_FILE = "lock"
-
-
-class Busy(UserError):
-    """Another process is at work on the same run."""
+CLAIM = "claim"
+"""Name of the claim that whoever works on a run holds in its work folder."""
 
 
 @dataclass(frozen=True)
@@ -101,23 +100,62 @@ def announce(job: Job, store: Store) -> None:
     store.write_work(job.spec.run_id, JOB_FILE, canonical_json(content))
 
 
-def run(job: Job, store: Store, device: torch.device, threads: int) -> Outcome:
+def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim) -> Outcome:
     """Train, evaluate and store one run; continue it where it was cut; return at once when done.
 
+    Args:
+        job: the run.
+        store: where it was announced.
+        device: to train on.
+        threads: CPU threads.
+        claim: of the run, held by this process.
+
     Raises:
-        Busy: another process is at work on it.
+        Lost: another process has taken over; what this one did since its last checkpoint is void.
         UserError: bad data, or a store that cannot be written. The run stays unfinished.
     """
     run_id = job.spec.run_id
     if not store.is_done(run_id):
-        announce(job, store)
-        folder = store.work(run_id)
-        with _claim(folder, run_id):
-            if not store.is_done(run_id):
-                environment.make_deterministic(device, threads)
-                _Attempt(job, store, folder, device, threads).execute()
-            clean(store, run_id)
+        exact = job.spec.profile.precision == "exact"
+        environment.make_deterministic(device, threads, exact=exact)
+        _Attempt(job, store, claim, device, threads).execute()
     return "finished" if store.state(run_id) == "finished" else "failed"
+
+
+def claim_of(store: Store, run_id: str, lease_s: float) -> Claim:
+    """Claim a run, saying which step this attempt begins from.
+
+    Raises:
+        Held: another process is at work on it.
+    """
+    folder = store.work(run_id)
+    facts = {"step": checkpoint.newest_step(folder)}
+    return Claim.take(folder, CLAIM, lease_s, facts)
+
+
+def abandon(store: Store, run_id: str, reason: str) -> None:
+    """Record an announced run as failed, with the rows that it has.
+
+    Raises:
+        UserError: the store cannot be written, or what was announced cannot be read.
+    """
+    row = json.loads(store.read_work(run_id, JOB_FILE))["row"]
+    tables = {name: store.read_parts(run_id, name) for name in (*RUN_TABLES, *OPTIONAL)}
+    code = environment.harness_commit()
+    record = row | {
+        "state": "failed",
+        "error": reason,
+        "parameters": UNKNOWN,
+        "device": "",
+        "environment": "[]",
+        "resumed_elsewhere": False,
+        "versions": canonical_json(environment.versions()),
+        "commit": code.commit,
+        "dirty": code.dirty,
+    }
+    now = read_progress(store.work(run_id)) or Progress(row["steps"], row["evaluations"])
+    kept = {n: rows for n, rows in tables.items() if n in RUN_TABLES or len(rows)}
+    store.commit(run_id, kept, record, _spent(now) | {"notes": [], "linked": {}, "plugins": {}})
 
 
 def clean(store: Store, run_id: str) -> None:
@@ -161,11 +199,14 @@ def build_learner(spec: RunSpec, channels: int, device: torch.device) -> Learner
         dropout=profile.dropout,
         precision=profile.precision,
     ).to(device)
-    if device.type == "cpu":
+    if device.type == "cpu" or profile.channels_last:
         # A quarter to a third faster on CPUs, where convolutions otherwise reorder every tensor.
         for parameter in nets.parameters():
             if parameter.ndim == 5:
                 parameter.data = parameter.data.to(memory_format=torch.channels_last_3d)
+    if profile.compile:
+        for net in nets.values():
+            net.compile(dynamic=False)
     return make_learner(spec.method, nets, spec.recipe, spec.seed, spec.steps)
 
 
@@ -205,11 +246,14 @@ class _Attempt:
     """One attempt at a run: the state of its loop, and nothing that outlives it."""
 
     def __init__(
-        self, job: Job, store: Store, folder: Path, device: torch.device, threads: int
+        self, job: Job, store: Store, claim: Claim, device: torch.device, threads: int
     ) -> None:
-        self.spec, self.run_id, self.store, self.folder = job.spec, job.spec.run_id, store, folder
-        (folder / ERROR_FILE).unlink(missing_ok=True)
+        self.spec, self.run_id, self.store, self.claim = job.spec, job.spec.run_id, store, claim
+        self.folder = folder = store.work(self.run_id)
         self.device = device
+        # Where a GPU trains, the processor is free to work ahead; on a CPU it would be in the way.
+        on_gpu = device.type == "cuda"
+        self.helpers, self.read_every = (threads, READ_EVERY) if on_gpu else (0, 1)
         self.due, self.kept = job.spec.evaluated, job.kept
         self.row, self.plugins = row_of(job), job.plugins
         if device.type == "cuda":
@@ -233,16 +277,21 @@ class _Attempt:
         done = self._resume()
         self._require_predictions(done)
         self.reporter.begin(done, sum(s <= done for s in self.due))
-        sample = build_sampler(self.spec, self.world, self.device)
+        sampler = build_sampler(self.spec, self.world, self.device)
         try:
-            for stop in _stops(self.spec, done):
-                with self.reporter.timing("training"):
-                    rows = train(self.learner, sample, done, stop, self._count)
-                self._keep("history", stop, [asdict(r) for r in rows])
-                if stop in self.due:
-                    self._evaluate(stop)
-                checkpoint.save(self.folder, stop, self._state())
-                done = stop
+            with prefetched(sampler, self.spec.steps, self.helpers) as sample:
+                for stop in _stops(self.spec, done):
+                    with self.reporter.timing("training"):
+                        rows = train(
+                            *(self.learner, sample, done, stop, self._count),
+                            read_every=self.read_every,
+                        )
+                    self._keep("history", stop, [asdict(r) for r in rows])
+                    if stop in self.due:
+                        self._evaluate(stop)
+                    self.claim.require()
+                    checkpoint.save(self.folder, stop, self._state())
+                    done = stop
         except Diverged as failure:
             if failure.rows:
                 stop = failure.rows[-1].step + 1
@@ -261,6 +310,7 @@ class _Attempt:
             self.environments = [
                 e for e in earlier if e != self.environments[0]
             ] + self.environments
+        self.claim.require()
         self.store.drop_parts_after(self.run_id, step)
         return step
 
@@ -308,6 +358,7 @@ class _Attempt:
     def _keep(self, table: str, step: int, rows: list[dict[str, Any]]) -> None:
         names = [c.name for c in TABLES[table]]
         frame = pd.DataFrame([{"run": self.run_id} | r for r in rows], columns=names)
+        self.claim.require()
         self.store.write_part(self.run_id, table, step, frame)
 
     def _commit(self, state: Outcome, error: str) -> None:
@@ -334,6 +385,7 @@ class _Attempt:
             "commit": began_with["commit"],
             "dirty": began_with["dirty"],
         }
+        self.claim.require()
         self.store.commit(self.run_id, tables, record, self._sidecar())
 
     def _segmented(self, seconds: float) -> None:
@@ -345,23 +397,27 @@ class _Attempt:
     def _sidecar(self) -> dict[str, Any]:
         self.reporter.attempt.peak_memory_bytes = _peak_memory(self.device)
         self.reporter.write(force=True)
-        progress = self.reporter.progress
-        attempts = progress.attempts
-        return {
-            "attempts": [asdict(a) for a in attempts],
-            "resumed": len(attempts) > 1,
-            "seconds": progress.seconds,
-            "seconds_per_step": progress.spent("training") / max(1, progress.trained),
-            "seconds_per_case": sum(a.segmenting_seconds for a in attempts)
-            / max(1, sum(a.segmented for a in attempts)),
-            "seconds_per_evaluation": progress.spent("evaluating")
-            / max(1, progress.evaluations_made),
-            "pseudo_label_seconds": progress.spent("pseudo-labels"),
-            "peak_memory_bytes": max(a.peak_memory_bytes for a in attempts),
+        return _spent(self.reporter.progress) | {
             "notes": list(self.world.dataset.card.notes),
             "linked": linked_cases(self.world.dataset),
             "plugins": {Path(p).name: digest(Path(p)) for p in self.plugins},
         }
+
+
+def _spent(progress: Progress) -> dict[str, Any]:
+    """What all attempts took."""
+    attempts = progress.attempts
+    return {
+        "attempts": [asdict(a) for a in attempts],
+        "resumed": len(attempts) > 1,
+        "seconds": progress.seconds,
+        "seconds_per_step": progress.spent("training") / max(1, progress.trained),
+        "seconds_per_case": sum(a.segmenting_seconds for a in attempts)
+        / max(1, sum(a.segmented for a in attempts)),
+        "seconds_per_evaluation": progress.spent("evaluating") / max(1, progress.evaluations_made),
+        "pseudo_label_seconds": progress.spent("pseudo-labels"),
+        "peak_memory_bytes": max((a.peak_memory_bytes for a in attempts), default=0),
+    }
 
 
 def row_of(job: Job) -> dict[str, Any]:
@@ -401,29 +457,3 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def busy_message(folder: Path, run_id: str) -> str:
-    """Who holds a run's lock, and what to do."""
-    try:
-        holder = (folder / LOCK_FILE).read_text().strip()
-    except OSError:
-        holder = ""
-    return (
-        f"run {run_id} is being trained by {holder or 'another process'}; "
-        "wait for it, or stop it and run the same command again"
-    )
-
-
-@contextmanager
-def _claim(folder: Path, run_id: str) -> Iterator[None]:
-    """Hold the run's lock; the system frees it when this process ends, however it ends."""
-    with (folder / LOCK_FILE).open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy(busy_message(folder, run_id)) from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield

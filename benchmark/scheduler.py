@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,16 +11,19 @@ from typing import Protocol
 from benchmark.data import open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.splits import labelled_count, split_labelled
-from benchmark.executors.base import Ending, Event, Executor
+from benchmark.executors.base import Ending, Event, Executor, busy
 from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
 from benchmark.runner import Job, announce, clean
-from benchmark.spec import RunSpec, override, recipe_of
+from benchmark.spec import RunSpec, method_for, override, recipe_of
 from methods.base import Method
 from results.errors import UserError
 from results.lookup import find, unknown
 from results.schema import Keep
 from results.store import Store
+
+_LOOK_EVERY_S = 0.5
+"""At runs that other processes have."""
 
 
 @dataclass(frozen=True)
@@ -48,17 +52,16 @@ class Request:
 
 @dataclass
 class Summary:
-    """How a grid ended. `errors` and `busy` are not finished: the same command continues them."""
+    """How a grid ended. `errors` are not finished: the same command continues them."""
 
     finished: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
-    busy: dict[str, str] = field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
         """Every run has finished."""
-        return not (self.failed or self.errors or self.busy)
+        return not (self.failed or self.errors)
 
 
 class View(Protocol):
@@ -141,6 +144,8 @@ def require_predictions(jobs: Sequence[Job], store: Store) -> None:
 def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -> Summary:
     """Work on every run that has no record yet, and say how all of them ended.
 
+    Runs that other processes have are waited for, and taken over from those that die.
+
     Raises:
         KeyboardInterrupt: after the workers have been stopped; nothing is lost.
     """
@@ -149,8 +154,6 @@ def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -
     waiting = [run for run in by_id if run not in set(done)]
     for run in done:
         clean(store, run)
-    for run in waiting:
-        announce(by_id[run], store)
     ended: dict[str, Event] = {}
 
     def notify(event: Event) -> None:
@@ -160,10 +163,44 @@ def execute(jobs: Sequence[Job], store: Store, executor: Executor, view: View) -
 
     view.begin(jobs, done, executor.parallel)
     try:
-        executor.execute(waiting, store, notify, view.refresh)
+        elsewhere: list[str] = []
+        while waiting or elsewhere:
+            for run in waiting:
+                announce(by_id[run], store)
+            executor.execute(waiting, store, notify, view.refresh)
+            elsewhere += [run for run in waiting if ended[run].ending is Ending.BUSY]
+            waiting = _let_go(elsewhere, store, notify, view.refresh)
     finally:
         view.end()
     return _summary(by_id, ended, store)
+
+
+def _let_go(
+    elsewhere: list[str],
+    store: Store,
+    notify: Callable[[Event], None],
+    idle: Callable[[], None],
+) -> list[str]:
+    """Wait for others to finish or let go of runs; take from the list, and return, the free ones.
+
+    Returns at once where some are free, and nothing when all have a record.
+    """
+    while elsewhere:
+        free = []
+        for run in list(elsewhere):
+            event = busy(run, store)
+            if event is not None and event.ending is Ending.BUSY:
+                continue
+            elsewhere.remove(run)
+            if event is None:
+                free.append(run)
+            else:
+                notify(event)
+        if free:
+            return free
+        idle()
+        time.sleep(_LOOK_EVERY_S)
+    return []
 
 
 def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store) -> Summary:
@@ -176,15 +213,13 @@ def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store)
                 summary.finished.append(run)
             else:
                 summary.failed[run] = record["error"]
-        elif event is not None and event.ending is Ending.BUSY:
-            summary.busy[run] = event.message
         else:
             summary.errors[run] = event.message if event is not None else "it was not begun"
     return summary
 
 
 def _method(cls: type[Method], request: Request) -> Method:
-    return override(cls(), cls.name, request.overrides.get(cls.name, {}))
+    return override(method_for(cls, request.recipe), cls.name, request.overrides.get(cls.name, {}))
 
 
 def _counts(dataset: Dataset, request: Request) -> list[int]:

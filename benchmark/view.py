@@ -151,12 +151,14 @@ class Bars:
         spec = self._watch.spec(event.run)
         name = f"{spec.method.name} · {spec.dataset} {spec.labelled} · seed {spec.seed}"
         if event.ending is None:
-            self._tasks[event.run] = self._bars.add_task(
-                name, total=spec.steps, count="", left="starting"
-            )
+            if event.run not in self._tasks:
+                self._tasks[event.run] = self._bars.add_task(
+                    name, total=spec.steps, count="", left="starting"
+                )
             return
-        self._watch.end(event.run)
-        self._bars.remove_task(self._tasks.pop(event.run))
+        if event.ending is not Ending.BUSY:  # another process has those, and their bars go on
+            self._watch.end(event.run)
+            self._bars.remove_task(self._tasks.pop(event.run))
         if event.ending is not Ending.DONE:
             text = f"[yellow]{escape(name)}[/]: {escape(event.message)}"
             self._console.print(text, highlight=False)
@@ -189,7 +191,7 @@ class Bars:
 
 
 class Lines:
-    """One JSON object a line: begin, start, progress (every half minute), end."""
+    """One JSON object a line: begin, start, elsewhere, progress (every half minute), end."""
 
     def __init__(self, store: Store, stream: TextIO | None = None) -> None:
         self._watch = Watch(store)
@@ -205,6 +207,9 @@ class Lines:
         """See `scheduler.View`."""
         if event.ending is None:
             self._write({"event": "start", "run": event.run})
+            return
+        if event.ending is Ending.BUSY:
+            self._write({"event": "elsewhere", "run": event.run, "message": event.message})
             return
         self._watch.end(event.run)
         self._write(

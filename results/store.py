@@ -17,7 +17,6 @@ Whoever is killed in between leaves the renamed record behind, which says that t
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -32,6 +31,7 @@ from typing import Any, Final, Literal
 
 import pandas as pd
 
+from results.claims import Claim, Held
 from results.errors import UserError
 from results.parquet import decode, encode
 from results.schema import OPTIONAL, TABLES
@@ -44,6 +44,8 @@ _DISCARDED: Final = ".discarded-"
 _NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _CLAIM_PATIENCE_S: Final = 10.0
+_CLAIM_PAUSE_S: Final = 0.02
+_CLAIM: Final = "discard"
 
 
 class ConflictError(UserError):
@@ -295,16 +297,29 @@ class Store:
     def _finish_discarding(self, run: str) -> None:
         """Remove what a discarded attempt has left, if anything; the renamed record goes last."""
         discarded = self._discarded(run)
-        with _explained(discarded), _locked(discarded) as present:
-            if not present:
-                return
-            for path in (
-                *(self._file(name, run) for name in RUN_TABLES),
-                *(p for p in (self._file(name, run) for name in OPTIONAL) if p.exists()),
-                self._file("runs", run, "json"),
-                discarded,
-            ):
-                path.unlink(missing_ok=True)
+        with _explained(discarded):
+            while discarded.exists():
+                self.work(run).mkdir(parents=True, exist_ok=True)
+                # Its folder goes where another process has finished the run by now.
+                with suppress(Held, FileNotFoundError), Claim.take(self.work(run), _CLAIM) as claim:
+                    self._remove_discarded(run, claim)
+                    claim.forget()
+                    with suppress(OSError):  # more lies in it where the run was announced
+                        self.work(run).rmdir()
+                    return
+                time.sleep(_CLAIM_PAUSE_S)
+
+    def _remove_discarded(self, run: str, claim: Claim) -> None:
+        discarded = self._discarded(run)
+        for path in (
+            *(self._file(name, run) for name in (*RUN_TABLES, *OPTIONAL)),
+            self._file("runs", run, "json"),
+            discarded,
+        ):
+            # Whoever was here before may be through, and what lies there of a new attempt.
+            claim.require()
+            if discarded.exists() and path.exists():
+                path.unlink()
                 _flush_folder(path.parent)
 
     def _discarded(self, run: str) -> Path:
@@ -409,25 +424,6 @@ def _temporary(folder: Path, run: str, content: bytes) -> Iterator[Path]:
             os.unlink(path)
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[bool]:
-    """Hold a file alone until the process lets go or dies; whether it is (still) there.
-
-    Of several that wait, the first may remove the file; the others are told so, and do not take
-    the files of a new attempt for those of the old one.
-    """
-    try:
-        handle = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        yield False
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield path.exists() and os.path.samestat(os.fstat(handle), path.stat())
-    finally:
-        os.close(handle)
-
-
 def _replace(final: Path, run: str, content: bytes) -> None:
     with _explained(final):
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -463,7 +459,7 @@ def _claim_and_rename(temporary: Path, final: Path) -> bool:
                     f"another process has been writing {final} for {_CLAIM_PATIENCE_S:.0f} s; "
                     f"if there is none, delete {claim} and run again"
                 ) from None
-            time.sleep(0.02)
+            time.sleep(_CLAIM_PAUSE_S)
     try:
         if final.exists():
             return False

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from benchmark.runner import ERROR_FILE, busy_message
-from benchmark.worker import BUSY, DONE
+from benchmark.runner import CLAIM, ERROR_FILE, clean
+from benchmark.worker import AGAIN, ATTEMPTS, BUSY, DONE, busy_message, give_up, note_death
+from results.claims import newest
 from results.store import Store
+
+_FIRST_SIGNAL_CODE = 128
+"""Shells and schedulers report a death by signal n as exit code 128 + n."""
 
 
 class Ending(StrEnum):
@@ -33,16 +39,20 @@ class Event:
 class Resources:
     """What the command line grants.
 
-    jobs:    runs at once; None lets the executor choose.
-    threads: CPU threads a run; None divides the cores among the jobs.
-    gpus:    ids of usable GPUs, as CUDA_VISIBLE_DEVICES takes them; none on a CPU machine.
-    cores:   processor cores.
+    jobs:     runs at once; None lets the executor choose.
+    threads:  CPU threads a run; None divides the cores among the jobs.
+    gpus:     ids of usable GPUs, as CUDA_VISIBLE_DEVICES takes them; none on a CPU machine.
+    cores:    processor cores.
+    plugins:  files with methods whose code may be run.
+    attempts: starts of a run that dies, before it is failed.
     """
 
     jobs: int | None
     threads: int | None
     gpus: tuple[str, ...]
     cores: int
+    plugins: tuple[str, ...] = ()
+    attempts: int = ATTEMPTS
 
 
 class Executor(ABC):
@@ -66,7 +76,7 @@ class Executor(ABC):
         notify: Callable[[Event], None],
         idle: Callable[[], None],
     ) -> None:
-        """Work on all runs; return when each has ended.
+        """Work on all runs; return when each has ended, BUSY ones left to whoever has them.
 
         Args:
             runs: ids of announced runs.
@@ -79,14 +89,101 @@ class Executor(ABC):
         """
 
 
-def event_of(run: str, code: int, store: Store) -> Event:
-    """The event for a worker's exit code, with what the worker left to say."""
-    if code == DONE:
+def command(
+    run: str,
+    store: Store,
+    *,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    attempts: int,
+    share: float = 1.0,
+    tied_to: int | None = None,
+) -> list[str]:
+    """The command that works on a run; the same again continues it.
+
+    Args:
+        run: id of an announced run.
+        store: where it was announced.
+        device: to train on.
+        threads: CPU threads.
+        plugins: files whose code may be run.
+        attempts: how many that die make the run failed.
+        share: of the GPU's memory that it may take.
+        tied_to: process id of the parent that the command must not outlive.
+    """
+    tether = [] if tied_to is None else ["benchmark.tether", str(tied_to)]
+    named = [word for plugin in plugins for word in ("--plugin", plugin)]
+    return [
+        *(sys.executable, "-m", *tether, "benchmark.worker"),
+        *("--store", str(store.path), "--run", run, "--device", device),
+        *("--threads", str(threads), "--attempts", str(attempts), *named),
+        *(() if share == 1 else ("--share", str(share))),
+    ]
+
+
+def busy(run: str, store: Store) -> Event | None:
+    """The event for a run that another process holds or has finished; None where it is free.
+
+    Cheap: what is seen here need not be started to be told.
+    """
+    if store.is_done(run):
+        clean(store, run)
+        return Event(run, Ending.DONE)
+    holder = newest(store.work(run), CLAIM)
+    if holder is not None and holder.is_live():
+        return Event(run, Ending.BUSY, busy_message(store, run))
+    return None
+
+
+def settle(
+    run: str,
+    code: int,
+    store: Store,
+    *,
+    started: int,
+    attempts: int,
+    how: str = "",
+    pid: int | None = None,
+) -> Event | None:
+    """What follows from the end of a worker: an event, or None to start it again.
+
+    Args:
+        run: the run it worked on.
+        code: its exit code; negative for a signal, as `subprocess` has it.
+        store: where the run was announced.
+        started: how often this command has started the run.
+        attempts: how often a run is started that dies; after that it is recorded as failed.
+        how: how a worker died, where more is known than its code.
+        pid: its process id, where it is known.
+    """
+    if store.is_done(run):
         return Event(run, Ending.DONE)
     if code == BUSY:
-        return Event(run, Ending.BUSY, busy_message(store.work(run), run))
+        return Event(run, Ending.BUSY, busy_message(store, run))
+    died = code < 0 or code > _FIRST_SIGNAL_CODE
+    if died:
+        note_death(store, run, how or f"its process was ended by {_signal(code)}", pid)
+    if code == DONE:  # without a record: somebody discarded it meanwhile
+        return Event(run, Ending.ERROR, "its record is gone again; the same command makes it anew")
+    if died or code in AGAIN:
+        if started < attempts:
+            return None
+        if give_up(store, run, attempts):
+            return Event(run, Ending.DONE)
     left = store.work(run) / ERROR_FILE
-    said = left.read_text() if code > 0 and left.exists() else ""
-    how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
-    fallback = f"its process ended {how}; the same command continues it"
-    return Event(run, Ending.ERROR, said or fallback)
+    said = left.read_text() if left.exists() else ""
+    return Event(run, Ending.ERROR, said or _ended(code))
+
+
+def _ended(code: int) -> str:
+    how = f"by {_signal(code)}" if code < 0 else f"with exit code {code}"
+    return f"its process ended {how}; the same command continues it"
+
+
+def _signal(code: int) -> str:
+    number = -code if code < 0 else code - _FIRST_SIGNAL_CODE
+    try:
+        return f"signal {number} ({signal.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmark.executors.base import Event, Executor, Resources, event_of
-from benchmark.worker import work
+from benchmark.executors.base import Event, Executor, Resources, settle
+from benchmark.worker import ATTEMPTS, work
 from results.store import Store
 
 
@@ -16,12 +16,15 @@ class Inline(Executor):
 
     device: str = "cpu"
     threads: int = 1
+    plugins: tuple[str, ...] = ()
+    attempts: int = ATTEMPTS
 
     @classmethod
     def make(cls, resources: Resources) -> Inline:
         """On the first GPU, or on the CPU with all cores unless told otherwise."""
         device = "cuda:0" if resources.gpus else "cpu"
-        return cls(device, resources.threads or resources.cores)
+        threads = resources.threads or resources.cores
+        return cls(device, threads, resources.plugins, resources.attempts)
 
     @property
     def parallel(self) -> int:
@@ -38,6 +41,14 @@ class Inline(Executor):
         """See `Executor`."""
         for run in runs:
             notify(Event(run, None))
-            code = work(store, run, self.device, self.threads)
-            idle()
-            notify(event_of(run, code, store))
+            ended, started = None, 0
+            while ended is None:
+                code = work(
+                    *(store, run, self.device, self.threads),
+                    plugins=self.plugins,
+                    attempts=self.attempts,
+                )
+                started += 1
+                idle()
+                ended = settle(run, code, store, started=started, attempts=self.attempts)
+            notify(ended)

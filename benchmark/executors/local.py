@@ -4,27 +4,46 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from signal import SIGKILL
 
-from benchmark.executors.base import Ending, Event, Executor, Resources, event_of
+from benchmark.executors.base import (
+    Ending,
+    Event,
+    Executor,
+    Resources,
+    busy,
+    command,
+    settle,
+)
 from benchmark.runner import LOG_FILE
+from benchmark.worker import ATTEMPTS, IO
 from results.store import Store
 
 _POLL_S = 0.2
 _GRACE_S = 5.0
+_PAUSE_S = 2.0
+"""Before a run is started again whose disk failed; others are started at once."""
+_KILLS = Path("/proc/vmstat")
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one run at a time: its device, GPU (None for none) and threads."""
+    """A place for one run at a time: its device, GPU (None for none), threads, and share of memory.
+
+    share: of the GPU's memory that a run may take, so that one too large fails by itself instead of
+           taking its neighbours along.
+    """
 
     device: str
     gpu: str | None
     threads: int
+    share: float = 1.0
 
 
 def slots(resources: Resources) -> tuple[Slot, ...]:
@@ -34,16 +53,26 @@ def slots(resources: Resources) -> tuple[Slot, ...]:
     bytes do not depend on how many cores the machine has.
 
     >>> slots(Resources(jobs=2, threads=None, gpus=(), cores=8))[1]
-    Slot(device='cpu', gpu=None, threads=4)
-    >>> [s.gpu for s in slots(Resources(jobs=3, threads=None, gpus=("0", "1"), cores=8))]
-    ['0', '1', '0']
+    Slot(device='cpu', gpu=None, threads=4, share=1.0)
+    >>> three = slots(Resources(jobs=3, threads=None, gpus=("0", "1"), cores=8))
+    >>> [(s.gpu, s.share) for s in three]
+    [('0', 0.5), ('1', 1.0), ('0', 0.5)]
     """
     jobs = resources.jobs or len(resources.gpus) or resources.cores
     threads = resources.threads or max(1, resources.cores // jobs)
     if not resources.gpus:
         return (Slot("cpu", None, threads),) * jobs
-    gpus = resources.gpus
-    return tuple(Slot("cuda:0", gpus[i % len(gpus)], threads) for i in range(jobs))
+    gpus = [resources.gpus[i % len(resources.gpus)] for i in range(jobs)]
+    return tuple(Slot("cuda:0", gpu, threads, 1 / gpus.count(gpu)) for gpu in gpus)
+
+
+@dataclass
+class _Child:
+    """A run's process, where it is, and how often memory had run out here when it began."""
+
+    process: subprocess.Popen[bytes]
+    slot: Slot
+    kills: int
 
 
 @dataclass(frozen=True)
@@ -51,11 +80,13 @@ class Local(Executor):
     """A process a run. A run that dies takes nothing along; children end with their parent."""
 
     places: tuple[Slot, ...]
+    plugins: tuple[str, ...] = ()
+    attempts: int = ATTEMPTS
 
     @classmethod
     def make(cls, resources: Resources) -> Local:
         """With the slots that the resources give."""
-        return cls(slots(resources))
+        return cls(slots(resources), resources.plugins, resources.attempts)
 
     @property
     def parallel(self) -> int:
@@ -70,49 +101,96 @@ class Local(Executor):
         idle: Callable[[], None],
     ) -> None:
         """See `Executor`."""
-        waiting = deque(runs)
+        waiting = deque((run, 0.0) for run in runs)
         free = list(self.places)[::-1]
-        active: dict[str, tuple[subprocess.Popen[bytes], Slot]] = {}
+        active: dict[str, _Child] = {}
+        started: Counter[str] = Counter()
         try:
             while waiting or active:
-                while waiting and free:
-                    run, slot = waiting.popleft(), free.pop()
+                for _ in range(len(waiting)):
+                    run, not_before = waiting.popleft()
+                    if not free or time.monotonic() < not_before:
+                        waiting.append((run, not_before))
+                        continue
                     notify(Event(run, None))
+                    held = busy(run, store)
+                    if held is not None:
+                        notify(held)
+                        continue
+                    started[run] += 1
+                    slot = free.pop()
                     try:
-                        active[run] = (_start(run, slot, store), slot)
+                        active[run] = self._start(run, slot, store)
                     except OSError as error:
                         free.append(slot)
                         notify(Event(run, Ending.ERROR, f"its process cannot be started: {error}"))
                 time.sleep(_POLL_S)
-                for run, (process, slot) in list(active.items()):
-                    code = process.poll()
-                    if code is not None:
-                        del active[run]
-                        free.append(slot)
-                        notify(event_of(run, code, store))
+                for run, child in list(active.items()):
+                    code = child.process.poll()
+                    if code is None:
+                        continue
+                    del active[run]
+                    free.append(child.slot)
+                    event = settle(
+                        *(run, code, store),
+                        started=started[run],
+                        attempts=self.attempts,
+                        how=_cause(code, child.kills),
+                        pid=child.process.pid,
+                    )
+                    if event is not None:
+                        notify(event)
+                    else:
+                        pause = _PAUSE_S if code == IO else 0.0
+                        waiting.appendleft((run, time.monotonic() + pause))
                 idle()
         finally:
-            _stop([process for process, _ in active.values()])
+            _stop([child.process for child in active.values()])
 
-
-def _start(run: str, slot: Slot, store: Store) -> subprocess.Popen[bytes]:
-    command = [
-        *(sys.executable, "-m", "benchmark.worker", "--store", str(store.path), "--run", run),
-        *("--device", slot.device, "--threads", str(slot.threads), "--parent", str(os.getpid())),
-    ]
-    variables = dict(os.environ)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        variables[name] = str(slot.threads)
-    if slot.gpu is not None:
-        variables["CUDA_VISIBLE_DEVICES"] = slot.gpu
-        variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
-    folder = store.work(run)
-    folder.mkdir(parents=True, exist_ok=True)  # another driver may have finished the run meanwhile
-    with (folder / LOG_FILE).open("ab") as log:
-        # A session of its own: Ctrl-C in the terminal reaches the parent alone, which then ends us.
-        return subprocess.Popen(
-            command, env=variables, stdout=log, stderr=log, start_new_session=True
+    def _start(self, run: str, slot: Slot, store: Store) -> _Child:
+        words = command(
+            *(run, store),
+            device=slot.device,
+            threads=slot.threads,
+            plugins=self.plugins,
+            attempts=self.attempts,
+            share=slot.share,
+            tied_to=os.getpid(),
         )
+        variables = dict(os.environ)
+        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            variables[name] = str(slot.threads)
+        if slot.gpu is not None:
+            variables["CUDA_VISIBLE_DEVICES"] = slot.gpu
+            variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+        folder = store.work(run)
+        folder.mkdir(parents=True, exist_ok=True)  # another driver may have finished it meanwhile
+        kills = memory_kills()
+        with (folder / LOG_FILE).open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches the parent alone, which ends us.
+            process = subprocess.Popen(
+                words, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+        return _Child(process, slot, kills)
+
+
+def memory_kills(counters: Path = _KILLS) -> int:
+    """How many processes the system has ended for want of memory since it started; 0 if unknown."""
+    with suppress(OSError):
+        for line in counters.read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _cause(code: int, kills_before: int) -> str:
+    """Why a process was killed, where the system tells."""
+    if code == -SIGKILL and memory_kills() > kills_before:
+        return (
+            "out of memory on this machine: the system ended its process (SIGKILL) when memory ran "
+            "out; run fewer at once (--jobs), or choose a smaller profile"
+        )
+    return ""
 
 
 def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

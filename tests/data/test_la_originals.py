@@ -135,6 +135,33 @@ def test_a_label_with_flipped_axes_is_refused(challenge, tmp_path):
     refuse(challenge, tmp_path, rf"{CASE}/laendo.nrrd.*other axes: one of them is flipped")
 
 
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"spacing": (0.625, 0.625, 1.25)}, "0.625×0.625×1.25 and 0.625×0.625×0.625 mm: it is of"),
+        ({"origin": (-90.0, -80.0, 10.0)}, "begin 21.2 mm apart: it is of another case"),
+    ],
+)
+def test_a_label_that_lies_elsewhere_is_refused(challenge, tmp_path, where, message):
+    write_nrrd(challenge / CASE / "lgemri.nrrd", mri(CASE), origin=(-105.0, -95.0, 10.0))
+    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), **where)
+    refuse(challenge, tmp_path, rf"{CASE}/laendo.nrrd.*{message}")
+
+
+@pytest.mark.parametrize("where", [{"spacing": (1, 1, 1), "origin": (9, 9, 9)}, {}])
+def test_a_label_whose_header_says_nothing_is_taken(challenge, tmp_path, where):
+    write_nrrd(challenge / CASE / "lgemri.nrrd", mri(CASE), origin=(-105.0, -95.0, 10.0))
+    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), **where)
+    assert prepare(challenge, tmp_path).load(CASE).label.any()
+
+
+def test_intensities_below_zero_are_refused(challenge, tmp_path):
+    image = mri(CASE).astype(np.int16)
+    image[3, 4, 5] = -30_000
+    write_nrrd(challenge / CASE / "lgemri.nrrd", image)
+    refuse(challenge, tmp_path, rf"{CASE}.*negative intensities, down to -30000: 16 bits have")
+
+
 def test_an_image_of_one_intensity_is_refused(challenge, tmp_path):
     write_nrrd(challenge / CASE / "lgemri.nrrd", mri(CASE) * 0 + 7)
     refuse(challenge, tmp_path, rf"{CASE}.*the image has the same intensity everywhere")

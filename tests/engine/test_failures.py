@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import io
 import json
 import os
@@ -18,12 +17,13 @@ import pytest
 from rich.console import Console
 
 from benchmark import checkpoint
-from benchmark.executors.base import Ending, Event, event_of
+from benchmark.executors.base import Ending, Event, settle
 from benchmark.executors.local import Local, Slot
-from benchmark.runner import announce
+from benchmark.runner import CLAIM, announce
 from benchmark.scheduler import execute
 from benchmark.view import Bars, Silent
-from benchmark.worker import BUSY, DONE, ERROR, read_job, work
+from benchmark.worker import BUSY, DONE, ERROR, IO, OUT_OF_MEMORY, read_job, work
+from results.claims import Claim
 from results.errors import UserError
 from results.store import Store
 from tests.engine.conftest import Toy
@@ -85,7 +85,7 @@ def test_a_bug_in_a_method_is_an_error_with_a_place_and_no_record(
 ) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path, "crashes", plugins=[PLUGIN]).jobs
     store, run = announced(job, tmp_path)
-    assert work(store, run, "cpu", 1) == ERROR
+    assert work(store, run, "cpu", 1, plugins=[PLUGIN]) == ERROR
     assert error_of(store, run).startswith("KeyError: 'a bug' (plugin_methods.py:")
     assert "Traceback" in capfd.readouterr().err
     assert store.unfinished() == [run]
@@ -94,21 +94,19 @@ def test_a_bug_in_a_method_is_an_error_with_a_place_and_no_record(
 def test_out_of_memory_says_what_to_do(toy: Toy, tmp_path: Path) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path, "devours", plugins=[PLUGIN]).jobs
     store, run = announced(job, tmp_path)
-    assert work(store, run, "cpu", 1) == ERROR
+    assert work(store, run, "cpu", 1, plugins=[PLUGIN]) == OUT_OF_MEMORY
     assert error_of(store, run).startswith("out of memory on cpu; run fewer at once (--jobs)")
 
 
 def test_a_second_process_on_the_same_run_is_told_who_has_it(toy: Toy, tmp_path: Path) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path).jobs
     store, run = announced(job, tmp_path)
-    with (store.work(run) / "lock").open("a+") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        held.write("process 42 on somewhere")
-        held.flush()
+    with Claim.take(store.work(run), CLAIM) as claim:
         assert work(store, run, "cpu", 1) == BUSY
-        event = event_of(run, BUSY, store)
+        event = settle(run, BUSY, store, started=1, attempts=3)
+    assert event is not None
     assert event.ending is Ending.BUSY
-    assert event.message.startswith(f"run {run} is being trained by process 42 on somewhere; wait")
+    assert event.message.startswith(f"run {run} is being trained by {claim.holder}; if that is")
     assert not (store.work(run) / "error.txt").exists()
     assert work(store, run, "cpu", 1) == DONE
 
@@ -160,14 +158,14 @@ def test_a_full_disk_during_a_run_is_one_clear_message(
         raise OSError(28, "No space left on device", str(folder))
 
     monkeypatch.setattr(checkpoint, "save", full)
-    assert work(store, run, "cpu", 1) == ERROR
+    assert work(store, run, "cpu", 1) == IO
     assert "No space left on device; free some space and run the same" in error_of(store, run)
     monkeypatch.undo()
     assert work(store, run, "cpu", 1) == DONE
 
 
 @pytest.mark.slow
-def test_a_killed_process_takes_no_other_along_and_the_same_command_continues(
+def test_a_killed_process_takes_no_other_along_and_its_run_is_started_again(
     toy: Toy, tmp_path: Path
 ) -> None:
     long = ["profile.steps=60", "profile.evaluate_from=60"]
@@ -191,12 +189,9 @@ def test_a_killed_process_takes_no_other_along_and_the_same_command_continues(
                     os.kill(attempt[-1]["pid"], signal.SIGKILL)
 
     view = Killer()
-    summary = execute(made.jobs, store, executor, view)
-    assert list(summary.errors) == [view.killed]
-    assert "by signal 9; the same command continues it" in summary.errors[view.killed]
-    assert len(summary.finished) == 2
-    assert sum(e.ending is Ending.DONE for e in events) == 2
-    assert execute(made.jobs, store, executor, Silent()).ok
+    assert execute(made.jobs, store, executor, view).ok
+    assert sum(e.ending is Ending.DONE for e in events) == 3
+    assert sum(e.ending is None for e in events) == 4
     assert store.sidecar(view.killed)["resumed"]
 
 
@@ -291,14 +286,14 @@ def test_an_edited_plugin_is_another_run_and_a_run_of_the_old_one_is_not_continu
     plugin.write_text(text.replace("at: int = 5", "at: int = 6"))
     (after,) = plan(toy.folder, toy.root, tmp_path / "store", "blind", **arguments).jobs
     assert after.spec.run_id != run
-    assert work(store, run, "cpu", 1) == ERROR
+    assert work(store, run, "cpu", 1, plugins=[str(plugin)]) == ERROR
     assert "the file of blind has changed since this run was begun" in error_of(store, run)
 
 
 def test_how_often_to_save_reaches_the_worker(toy: Toy, tmp_path: Path) -> None:
     made = plan(toy.folder, toy.root, tmp_path, settings=["profile.checkpoint_every=7"])
     store, run = announced(made.jobs[0], tmp_path)
-    assert read_job(store, run).spec.profile.checkpoint_every == 7
+    assert read_job(store, run, ()).spec.profile.checkpoint_every == 7
 
 
 def test_a_message_with_brackets_does_not_stop_the_bars(toy: Toy, tmp_path: Path) -> None:

@@ -178,7 +178,7 @@ def test_a_run_begun_by_an_older_bench_keeps_none(toy: Toy, tmp_path: Path) -> N
     content = json.loads(store.read_work(run, "spec.json"))
     assert content.pop("keep_predictions") == "last"
     store.write_work(run, "spec.json", json.dumps(content))
-    assert read_job(store, run).keep is Keep.NONE
+    assert read_job(store, run, ()).keep is Keep.NONE
 
 
 def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:

@@ -12,6 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
+from results import claims
 from results import store as store_module
 from results.errors import UserError
 from results.parquet import encode
@@ -495,8 +496,17 @@ def kill_at(monkeypatch, step):
     return lambda: len(calls) > step
 
 
-DISCARD_STEPS = 12
+DISCARDED_STEPS = 12
 """Renaming, five removals, and a flush after each."""
+DISCARD_STEPS = DISCARDED_STEPS + 2
+"""And then the claim is let go, and removed."""
+
+
+def die(monkeypatch, store):
+    """From now on it is another process that asks, a day later."""
+    monkeypatch.undo()
+    monkeypatch.setattr(claims, "_began", lambda pid: "later")
+    store.sweep_temporary(hours=0)
 
 
 @pytest.mark.parametrize("healed_by", ["discard", "commit"])
@@ -511,15 +521,16 @@ def test_a_discard_that_is_killed_at_any_step_is_healed_by_the_next(
     with suppress(Killed):
         store.discard_failed(RUN)
     assert killed() == (step < DISCARD_STEPS)
-    monkeypatch.undo()
+    die(monkeypatch, store)
     # Whatever has a record is whole, at every moment.
     assert len(store.read("cases")) == len(rows) * (1 + store.is_done(RUN))
     assert store.is_done(RUN) == (step == 0)
-    if step == 0 or (healed_by == "discard" and step < DISCARD_STEPS - 1):
+    if step == 0 or (healed_by == "discard" and step < DISCARDED_STEPS - 1):
         store.discard_failed(RUN)
         assert everything(store) == others
     assert commit(store, rows.assign(tp=7)) == "committed"
-    assert set(everything(store)) == {*others, *FILES}
+    left = {f"work/{RUN}/discard-000001"} if DISCARDED_STEPS - 1 <= step < DISCARD_STEPS else set()
+    assert set(everything(store)) == {*others, *FILES, *left}
     assert set(store.read("cases", [RUN])["tp"]) == {7}
     assert store.state(RUN) == "finished"
 
@@ -533,6 +544,7 @@ def test_a_heal_that_is_killed_at_any_step_is_healed_too(store, rows, monkeypatc
                 store.discard_failed(RUN)
             else:
                 commit(store, rows.assign(tp=7))
+        die(monkeypatch, store)
         assert not store.is_done(RUN)
         assert store.read("cases").empty
     assert commit(store, rows.assign(tp=7)) == "committed"
