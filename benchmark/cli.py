@@ -612,7 +612,8 @@ def data_list(data: DataOption = Path("data")) -> None:
         ["dataset", "state", "train", "val", "test", "fingerprint"], [s.cells for s in states]
     )
     for state in states:
-        out.print(f"\n[bold]{escape(state.name)}[/] {escape(state.advice)}", highlight=False)
+        said = "" if state.cells[1] == "missing" else escape(state.advice)  # the card says it
+        out.print(f"\n[bold]{escape(state.name)}[/] {said}", highlight=False)
         card = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
         for what, text in state.card:
             card.add_row(what, escape(text))

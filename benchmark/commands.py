@@ -342,7 +342,7 @@ class DataState:
     """Where one dataset stands.
 
     cells:  a row of the table: name, state, cases by split, fingerprint.
-    advice: what is wrong with it or special; empty where it is just not there yet.
+    advice: what is wrong with it or special, or how to get it.
     card:   its facts, by what they are of.
     """
 
@@ -362,7 +362,7 @@ def data_states(data: Path) -> list[DataState]:
             card = card_rows(SOURCES[name].card) if name in SOURCES else ()
             there = is_prepared(data / name)
             row = (name, "damaged" if there else "missing", "", "", "", "")
-            states.append(DataState(name, row, str(error) if there else "", card))
+            states.append(DataState(name, row, str(error), card))
             continue
         counts = tuple(str(len(dataset.splits[s])) for s in ("train", "val", "test"))
         kind = "embedded" if dataset.folder is None else "ready"

@@ -131,11 +131,14 @@ class Published(Source):
         counts = tuple(len(dataset.splits[part]) for part in SPLITS)
         facts = read_manifest(folder).facts
         left = facts.get("left_out", 0)
+        committed = facts["split"] in split_names(self.card.name)
+        asked = facts["split"] if committed else "FILE.json"
         note = f"The split is '{facts['split']}', not the usual one"
         note += f"; it leaves out {left} of {sum(self.card.counts)} cases." if left else "."
         card = replace(
             self.card,
             name=folder.name,
+            how_to_get=self.card.how_to_get.replace("--source", f"--split {asked} --source"),
             counts=(counts[0], counts[1], counts[2]),
             notes=(note, *self.card.notes),
         )

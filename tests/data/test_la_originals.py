@@ -12,6 +12,7 @@ from benchmark.data import SOURCES, open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.la import crop_bounds
 from benchmark.data.splits import choose_split, read_list, split_names
+from benchmark.data.steps import label_extent
 from results.errors import UserError
 from tests.data.made_data import LA_TEST, LA_TRAIN, ball, quiet, write_la
 from tests.data.made_originals import write_nrrd
@@ -64,6 +65,22 @@ def test_scans_are_z_scored_as_a_whole_and_then_cropped_in_x_and_y(challenge, tm
     assert np.allclose(volume.image[0], expected, atol=1e-5)
     assert np.array_equal(volume.label, atrium()[low_x:high_x, low_y:high_y] == 255)
     assert volume.spacing == (1.0, 1.0, 1.0)
+
+
+def test_both_forms_show_the_same_voxels_where_their_crops_overlap(challenge, tmp_path):
+    """The published crops have other margins; what is inside both must be equal."""
+    raw, mask = mri(CASE).astype(np.float64), (atrium() == 255).astype(np.uint8)
+    published = ((raw - raw.mean()) / raw.std()).astype(np.float32)[33:140, 25:121]
+    write_la(tmp_path / "h5", CASE, published, mask[33:140, 25:121])
+    write_la(tmp_path / "h5", LA_TEST[0])
+    one = prepare(challenge, tmp_path / "one").load(CASE)
+    two = prepare(tmp_path / "h5", tmp_path / "two").load(CASE)
+    inside = [
+        v.image[0][tuple(slice(low - 9, high + 9) for low, high in label_extent(v.label)[:2])]
+        for v in (one, two)
+    ]
+    assert inside[0].shape == (68, 58, 12)
+    assert np.allclose(*inside, atol=1e-5)
 
 
 def test_the_label_says_that_these_are_not_the_published_crops(challenge, tmp_path):

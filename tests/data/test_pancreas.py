@@ -304,6 +304,8 @@ def test_another_split_is_another_dataset_beside_the_usual_one(h5, tmp_path):
     assert other.card.notes[0] == (
         "The split is 'coranet', not the usual one; it leaves out 2 of 82 cases."
     )
+    assert "`bench data prepare pancreas --split coranet --source DIR`" in other.card.how_to_get
+    assert other.card.counts == (4, 0, 1)
 
 
 def test_a_split_of_ones_own_is_a_dataset_too_and_must_be_of_known_cases(h5, tmp_path):
@@ -311,6 +313,7 @@ def test_a_split_of_ones_own_is_a_dataset_too_and_must_be_of_known_cases(h5, tmp
     file.write_text('{"train": ["image0050", "image0018"], "test": ["image0057"]}')
     mine = prepare(h5, tmp_path, str(file))
     assert mine.label == "pancreas-mine"
+    assert "prepare pancreas --split FILE.json --source DIR" in mine.card.how_to_get
     assert mine.splits["train"] == ("image0050", "image0018")
     file.write_text('{"train": ["image0018", "image0050"], "test": ["image0057"]}')
     with pytest.raises(UserError, match="something else: the cases are split in another way"):

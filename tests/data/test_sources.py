@@ -10,6 +10,7 @@ from benchmark.commands import data_states
 from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
 from benchmark.data.base import SPLITS
 from benchmark.data.splits import choose_split, split_names
+from benchmark.doctor import examine
 from results.errors import UserError
 from tests.data.made_data import quiet
 
@@ -118,3 +119,7 @@ def test_the_list_says_what_is_damaged(la_source, tmp_path):
     (la,) = [state for state in data_states(root) if state.name == "la"]
     assert la.cells[1] == "damaged"
     assert "manifest.json is damaged" in la.advice
+    found = {finding.subject: finding for finding in examine(tmp_path / "runs", root)}
+    assert found["data la"].state == "bad"
+    assert found["data pancreas"].state == "note"
+    assert "bench data prepare pancreas --source DIR" in found["data pancreas"].text
