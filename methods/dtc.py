@@ -18,7 +18,8 @@ lambda(t)             ``weight`` times sigmoid ramp-up            lambda_d
 ====================  ==========================================  ===================
 
 Followed is the released trainer for the left atrium. Its ramp-up lasts the whole run of 6,000
-steps: the `authors` recipe sets ``rampup=1``. Deviations: see `DTC.deviations`.
+steps: the `authors` recipe sets ``rampup=1``. Its published numbers are those of the last step,
+its released weights the better of several seeds. Deviations: see `DTC.deviations`.
 """
 
 from __future__ import annotations

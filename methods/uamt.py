@@ -19,7 +19,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            Sec. 3
 ====================  ==========================================  ===================
 
 Followed is the released script for consistency on unlabelled volumes. Its ramp-up lasts the whole
-run of 6,000 steps: the `authors` recipe sets ``rampup=1``.
+run of 6,000 steps: the `authors` recipe sets ``rampup=1``. Its test script loads the last step.
 Deviations: see `UAMT.deviations`.
 """
 
