@@ -1,5 +1,6 @@
 # make demo   set up everything, train three methods over five seeds on the embedded data, report
 # make test   set up everything, check style and types, run all tests
+# make faults kill, cut and fill up whatever can be, and print what was lost (the full form)
 # make bench  measure speed against the libraries and loops the field uses
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test lint bench clean
+.PHONY: install demo test lint faults bench clean
 
 install: $(VENV)/installed
 
@@ -29,6 +30,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -n auto
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 bench: install
 	$(BIN)/python -m tests.speed

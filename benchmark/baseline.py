@@ -155,7 +155,7 @@ def read_baseline(path: Path) -> Baseline:
             f"{path} cannot be read: {error.strerror or error}; "
             "make one with `bench check --write PATH --store STORE`"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not TOML: {error}") from None
     return _located(str(path), lambda: _baseline(path, content))
 

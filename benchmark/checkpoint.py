@@ -77,8 +77,13 @@ def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
     digest, newline, payload = content[:64], content[64:65], content[65:]
     if newline != b"\n" or hashlib.sha256(payload).hexdigest().encode() != digest:
         return None
-    state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    return state
+    try:
+        state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception:  # of whatever kind: it holds more than tensors, or is not what was saved
+        return None
+    return state if isinstance(state, dict) else None
 
 
 def _sync_folder(folder: Path) -> None:

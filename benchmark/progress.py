@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 FILE = "progress.json"
 _WRITE_EVERY_S = 0.5
+_LARGEST = 1 << 24
 
 Phase = Literal["loading", "training", "evaluating", "pseudo-labels", "committing"]
 
@@ -131,10 +132,26 @@ class Reporter:
 
 
 def read(folder: Path) -> Progress | None:
-    """The progress of the run that works in `folder`; None when it has not begun."""
+    """The progress of the run that works in `folder`; None when it has not begun.
+
+    So it is where the file is no such thing: a run that begins writes its own.
+    """
     try:
-        data = json.loads((folder / FILE).read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        with (folder / FILE).open("rb") as file:
+            data = json.loads(file.read(_LARGEST))
+        attempts = [Attempt(**_numbers(Attempt, a)) for a in data.pop("attempts")]
+        return Progress(**_numbers(Progress, data), attempts=attempts)
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    attempts = [Attempt(**a) for a in data.pop("attempts")]
-    return Progress(**data, attempts=attempts)
+
+
+def _numbers(cls: type, data: Any) -> dict[str, Any]:
+    """The fields, once those that are numbers are known to be.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for name, kind in cls.__annotations__.items():
+        if name in data and kind in ("int", "float") and type(data[name]) not in (int, float):
+            raise TypeError(name)
+    return dict(data)

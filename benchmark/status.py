@@ -8,11 +8,9 @@ from typing import Any
 
 from benchmark import progress
 from benchmark.remaining import in_words
-from benchmark.runner import ERROR_FILE
+from benchmark.runner import CLAIM, left_message
+from results.claims import newest
 from results.store import Store
-
-STALE_S = 300.0
-"""A run that wrote no progress for so long is not at work any more."""
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -38,15 +36,20 @@ def _done(store: Store, record: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
+def _at_work(folder: Path) -> bool:
+    """Whether a process that lives has the run."""
+    holder = newest(folder, CLAIM)
+    return holder is not None and holder.is_live(time.time())
+
+
 def _unfinished(store: Store, run: str) -> dict[str, Any]:
     folder = store.work(run)
     now = progress.read(folder)
-    error = (folder / ERROR_FILE).read_text() if (folder / ERROR_FILE).exists() else ""
+    error = left_message(store, run)
     row: dict[str, Any] = {"run": run, "state": "waiting"}
     row |= {"step": "", "evaluations": "", "time": ""}
     if now is not None:
-        age = time.time() - now.written_at
-        row["state"] = "cut" if error or age > STALE_S else now.phase
+        row["state"] = "cut" if error or not _at_work(folder) else now.phase
         row["step"] = f"{now.step}/{now.total}"
         row["evaluations"] = f"{now.evaluated}/{now.evaluations}"
         row["time"] = in_words(now.seconds)

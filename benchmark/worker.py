@@ -83,8 +83,15 @@ def read_job(store: Store, run_id: str, plugins: Sequence[str]) -> Job:
     Raises:
         UserError: it needs another plugin, or cannot be read.
     """
-    data = json.loads(store.read_work(run_id, JOB_FILE))
-    foreign = [name for name in data["plugins"] if name not in plugins]
+    try:
+        data = json.loads(store.read_work(run_id, JOB_FILE))
+        named = [str(name) for name in data["plugins"]]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise UserError(
+            f"{store.work(run_id) / JOB_FILE} is damaged ({error!r}); run the same `bench run` "
+            "command again"
+        ) from None
+    foreign = [name for name in named if name not in plugins]
     if foreign:
         raise UserError(
             f"run {run_id} needs the plugin {foreign[0]}, which this command does not name; "
@@ -197,12 +204,12 @@ def note_death(store: Store, run_id: str, reason: str, pid: int | None = None) -
         reason: what is known, in a sentence.
         pid: of the process that died, where it is known: an attempt of another is left alone.
     """
-    with suppress(OSError):  # a disk that fails has no room for the message about it either
+    with suppress(OSError, UserError):  # a disk that fails has no room for a message either
         last = claims.newest(store.work(run_id), CLAIM)
         if last is not None and not last.ending and pid in (None, last.pid):
             claims.close(last, KILLED, reason)
         if store.work(run_id).is_dir():
-            (store.work(run_id) / ERROR_FILE).write_text(reason)
+            store.write_work(run_id, ERROR_FILE, reason)
 
 
 def busy_message(store: Store, run_id: str) -> str:
@@ -238,8 +245,9 @@ def _say(error: Exception, store: Store, run_id: str, device: str) -> tuple[int,
         traceback.print_exc()
     code, text = _explained(error, store, run_id, device)
     sys.stderr.write(f"{text}\n")
-    with suppress(OSError):  # a full disk has no room for the message about it either
-        (store.work(run_id) / ERROR_FILE).write_text(text)
+    # A full disk has no room for the message about it either.
+    with suppress(OSError, UserError):
+        store.write_work(run_id, ERROR_FILE, text)
     return code, text
 
 

@@ -210,7 +210,7 @@ def _row(store: Store, run: str) -> dict[str, Any]:
     try:
         content = dict(json.loads(store.read_work(run, "spec.json")))
         row = None if "row" not in content else dict(content["row"])
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from None
     if row is None:
         raise UserError(f"{path} says too little: the run was begun by an older bench; {advice}")

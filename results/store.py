@@ -71,11 +71,28 @@ class Store:
                 for name in (*RUN_TABLES, "runs", "work"):
                     (store.path / name).mkdir(parents=True, exist_ok=True)
                 _flush_folder(store.path)
+            store.refuse_links()
         elif not (store.path / "runs").is_dir():
             raise UserError(
                 f"no store at {store.path}: run `bench run` first, or name another with --store"
             )
+        else:
+            store.refuse_links()
         return store
+
+    def refuse_links(self) -> None:
+        """Refuse a store whose folders lead out of it.
+
+        Raises:
+            UserError: names one that does.
+        """
+        inside = self.path.resolve()
+        for folder in (self.path / name for name in (*TABLES, "work")):
+            if not folder.resolve().is_relative_to(inside):
+                raise UserError(
+                    f"{folder} leads out of the store, to {folder.resolve()}, which a store's own "
+                    "folders may not. Link the whole store, or replace it by what it leads to"
+                )
 
     # Committed runs
 
@@ -153,7 +170,7 @@ class Store:
         path = self._file("runs", run, "json")
         try:
             return dict(json.loads(path.read_text()))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} cannot be read: {error}") from None
 
     def read(
@@ -212,8 +229,15 @@ class Store:
     # Unfinished runs
 
     def work(self, run: str) -> Path:
-        """The work folder of a run; it need not exist."""
-        return self.path / "work" / _checked(run)
+        """The work folder of a run; it need not exist.
+
+        Raises:
+            UserError: not a run id, or something else in its place that leads elsewhere.
+        """
+        folder = self.path / "work" / _checked(run)
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link, which no run has made; remove it")
+        return folder
 
     def write_work(self, run: str, name: str, text: str) -> Path:
         """Write a text file into the work folder, atomically; `spec.json` makes a run known."""

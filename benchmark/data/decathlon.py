@@ -508,7 +508,7 @@ def _read_facts(folder: Path) -> dict[str, Any]:
             "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/"
             f"{seems(folder)}."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Cannot read {path}: {error}.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} holds no JSON object.")

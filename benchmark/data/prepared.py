@@ -295,18 +295,24 @@ def read_manifest(folder: Path) -> Manifest:
         raw["cases"] = {case: _record(fields) for case, fields in raw["cases"].items()}
         manifest = Manifest(**raw)
         listed = [case for split in SPLITS for case in manifest.splits[split]]
-        whole = sorted(listed) == sorted(manifest.cases) and manifest.fingerprint == (
+        whole = all(map(_is_file_name, listed)) and sorted(listed) == sorted(manifest.cases)
+        whole = whole and manifest.fingerprint == (
             dataset_fingerprint(manifest.preprocessing, manifest.splits, manifest.cases)
         )
     except FileNotFoundError:
         raise UserError(f"{folder} holds no prepared dataset: {path} is missing. {again}") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         whole = False
     if not whole:
         raise UserError(f"{path} is damaged. {again}")
     return manifest
+
+
+def _is_file_name(case: str) -> bool:
+    """Whether a case's files stay in their folder."""
+    return bool(case) and not case.startswith(".") and not set(case) & {"/", "\\", "\0"}
 
 
 def open_prepared(folder: Path, card: Card) -> Dataset:

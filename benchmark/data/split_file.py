@@ -33,7 +33,7 @@ def read_split(path: Path) -> CaseLists:
         raise UserError(f"There is no split file {path}.") from None
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON ({error}). Expected: {EXAMPLE}") from None
     name = "".join(c if c.isascii() and c.isalnum() else "-" for c in path.stem.lower()).strip("-")
     if not name:

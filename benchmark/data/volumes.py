@@ -134,11 +134,14 @@ def _read_entry(
     try:
         described = json.loads(record.read_bytes())
         contents = [path.read_bytes() for path in files]
-    except (OSError, ValueError):
+        if described != _described(origin, contents):
+            return None
+        return [
+            np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
+            for content in contents
+        ]
+    except (OSError, ValueError, RecursionError):
         return None
-    if described != _described(origin, contents):
-        return None
-    return [np.load(io.BytesIO(content), allow_pickle=False) for content in contents]
 
 
 def _npy(array: NDArray[Any]) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from benchmark.runner import CLAIM, ERROR_FILE, clean
+from benchmark.runner import CLAIM, clean, left_message
 from benchmark.worker import AGAIN, ATTEMPTS, BUSY, DONE, busy_message, give_up, note_death
 from results.claims import newest
 from results.store import Store
@@ -171,9 +171,7 @@ def settle(
             return None
         if give_up(store, run, attempts):
             return Event(run, Ending.DONE)
-    left = store.work(run) / ERROR_FILE
-    said = left.read_text() if left.exists() else ""
-    return Event(run, Ending.ERROR, said or _ended(code))
+    return Event(run, Ending.ERROR, left_message(store, run) or _ended(code))
 
 
 def _ended(code: int) -> str:

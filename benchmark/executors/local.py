@@ -166,7 +166,10 @@ class Local(Executor):
         folder = store.work(run)
         folder.mkdir(parents=True, exist_ok=True)  # another driver may have finished it meanwhile
         kills = memory_kills()
-        with (folder / LOG_FILE).open("ab") as log:
+        log_file = os.open(
+            folder / LOG_FILE, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666
+        )
+        with open(log_file, "ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches the parent alone, which ends us.
             process = subprocess.Popen(
                 words, env=variables, stdout=log, stderr=log, start_new_session=True

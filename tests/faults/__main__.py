@@ -16,6 +16,7 @@ def main() -> int:
     """Print the table; 1 when anything was lost, doubled or differed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--short", action="store_true", help="as `make test` does")
+    parser.add_argument("--each", type=int, default=5, help="kills a method and phase")
     parser.add_argument("names", nargs="*", help=f"some of: {', '.join(FAULTS)}")
     given = parser.parse_args()
     unknown = set(given.names) - set(FAULTS)
@@ -26,7 +27,7 @@ def main() -> int:
     for name in given.names or FAULTS:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="bench-faults-") as folder:
-            row = FAULTS[name](Scale(not given.short, Path(folder)))
+            row = FAULTS[name](Scale(not given.short, Path(folder), given.each))
         took = time.monotonic() - began
         said = f"skipped: {row.skipped}" if row.skipped else f"{row.bad}; {row.said}"
         print(f"| {row.fault} | {row.tried} | {said} |", flush=True)

@@ -37,10 +37,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is tried: the full form, or the short one of the tests."""
+    """How much is tried: the full form, or the short one of the tests.
+
+    each: kills of each method in each phase, in the full form.
+    """
 
     full: bool
     folder: Path
+    each: int = 5
 
     def pick(self, full: int, short: int) -> int:
         """One of two numbers."""
@@ -58,7 +62,9 @@ Fault = Callable[[Scale], Row]
 def processes() -> mp.context.ForkServerContext:
     """Processes that need not import everything anew."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["benchmark.worker", "scipy.ndimage", "nibabel"])
+    context.set_forkserver_preload(
+        ["benchmark.worker", "scipy.ndimage", "nibabel", "torch._dynamo"]
+    )
     return context
 
 

@@ -12,12 +12,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmark import checkpoint, runner, trainer
+from benchmark import checkpoint, environment, runner, trainer
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Event, Executor
 from benchmark.executors.inline import Inline
@@ -140,32 +141,36 @@ def attempt(store: Store, run: str, phase: str = "", nth: int = 0) -> int:
 def killed_phases(scale: Scale) -> Row:
     """Every method is killed in every phase, resumed, and compared to the last byte."""
     names = [m.name for m in METHODS] if scale.full else ["tcseg"]
-    each = scale.pick(10, 1)
-    kills: Counter[str] = Counter()
-    bad = 0
-    for name in names:
-        made = planned(scale, scale.folder / "x", name, predictors="all")
-        whole, (run,) = fresh(made, scale.folder / f"whole-{name}")
-        bad += attempt(whole, run) != DONE
-        expected, rng, number = contents(whole, run), scale.rng(name), 0
-        # One run is cut in all phases, one after another, so that cuts of cuts are tried too.
-        for _ in range(each):
-            cut, _ = fresh(made, scale.folder / f"cut-{name}-{number}")
-            for phase, (_, places) in PHASES.items():
-                code = -1
-                while code != -signal.SIGKILL:
-                    if cut.is_done(run):
-                        bad += contents(cut, run) != expected
-                        number += 1
-                        cut, _ = fresh(made, scale.folder / f"cut-{name}-{number}")
-                    code = attempt(cut, run, phase, int(rng.integers(places)) + 1)
-                    bad += code not in (-signal.SIGKILL, DONE)
-                kills[phase] += 1
-            bad += attempt(cut, run) != DONE or contents(cut, run) != expected
-            shutil.rmtree(cut.path)
-            number += 1
-    count = f"{len(names)} methods x {len(PHASES)} phases x {each} = {kills.total():,}"
-    return Row("run killed in 7 phases, loading in the process", count, bad, "bytes compared")
+    each = scale.pick(scale.each, 1)
+    toy(scale)
+    processes()
+    with ThreadPoolExecutor(environment.cores()) as threads:
+        bad = sum(threads.map(lambda name: _killed_phases(scale, name, each), names))
+    count = f"{len(names)} methods x {len(PHASES)} phases x {each} = "
+    count += f"{len(names) * len(PHASES) * each:,}"
+    said = "differing runs; loading in the run's process"
+    return Row("run killed in 7 phases", count, bad, said)
+
+
+def _killed_phases(scale: Scale, name: str, each: int) -> int:
+    """How often a method's runs differ after kills, `each` in every phase."""
+    made = planned(scale, scale.folder / "x", name, predictors="all")
+    whole, (run,) = fresh(made, scale.folder / f"whole-{name}")
+    bad = int(attempt(whole, run) != DONE)
+    expected, rng = contents(whole, run), scale.rng(name)
+    cut, _ = fresh(made, scale.folder / f"cut-{name}")
+    # A run is cut in one phase after another until it ends, so that cuts of cuts are tried too.
+    for phase, (_, places) in list(PHASES.items()) * each:
+        code = DONE
+        while code != -signal.SIGKILL:
+            if cut.is_done(run):
+                bad += contents(cut, run) != expected
+                shutil.rmtree(cut.path)
+                fresh(made, cut.path)
+            code = attempt(cut, run, phase, int(rng.integers(places)) + 1)
+            if code not in (-signal.SIGKILL, DONE):
+                return bad + 1
+    return bad + (attempt(cut, run) != DONE or contents(cut, run) != expected)
 
 
 def damaged_checkpoints(scale: Scale) -> Row:
