@@ -63,7 +63,7 @@ def work(store: Store, run_id: str, device: str, threads: int) -> int:
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
-        text = _explained(error, store, run_id, device)
+        text = _explained(error, store, run_id)
         sys.stderr.write(f"{text}\n")
         with suppress(OSError):  # a full disk has no room for the message about it either
             error_file.write_text(text)
@@ -71,12 +71,12 @@ def work(store: Store, run_id: str, device: str, threads: int) -> int:
     return DONE
 
 
-def _explained(error: Exception, store: Store, run_id: str, device: str) -> str:
+def _explained(error: Exception, store: Store, run_id: str) -> str:
     """What went wrong and what to do, in a sentence."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return f"out of memory on {device}; run fewer at once (--jobs), or choose a smaller profile"
+        return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return (
             f"no space for {error.filename or store.path}: {error.strerror}; free some space "
