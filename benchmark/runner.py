@@ -114,12 +114,16 @@ def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim
     Raises:
         Lost: another process has taken over; what this one did since its last checkpoint is void.
         UserError: bad data, or a store that cannot be written. The run stays unfinished.
+        torch.OutOfMemoryError: says what took how much, and what to do.
     """
     run_id = job.spec.run_id
     if not store.is_done(run_id):
         exact = job.spec.profile.precision == "exact"
         environment.make_deterministic(device, threads, exact=exact)
-        _Attempt(job, store, claim, device, threads).execute()
+        try:
+            _Attempt(job, store, claim, device, threads).execute()
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(_out_of_memory(job.spec, device)) from error
     return "finished" if store.state(run_id) == "finished" else "failed"
 
 
@@ -467,3 +471,18 @@ def _peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _out_of_memory(spec: RunSpec, device: torch.device) -> str:
+    """What did not fit where, and what to do."""
+    recipe, patch = spec.recipe, "x".join(map(str, spec.geometry.patch))
+    batch = f"{recipe.labelled} + {recipe.unlabelled} patches of {patch}"
+    said = (
+        f"out of memory on {device}; run fewer at once (--jobs), or choose a smaller profile: "
+        f"{spec.method.name} at profile {spec.profile_label}, {batch} a step"
+    )
+    if device.type != "cuda":
+        return said
+    peak = torch.cuda.max_memory_allocated(device) / 2**30
+    free, total = (n / 2**30 for n in torch.cuda.mem_get_info(device))
+    return f"{said}, had taken {peak:.1f} GiB; {free:.1f} of {total:.1f} GiB are free"
