@@ -41,7 +41,7 @@ from torch import nn
 from benchmark import environment
 from benchmark.data.base import Dataset, Volume
 from benchmark.data.la import CARD
-from benchmark.data.sampling import EXTRAS, crop_into, draw_rotflip, draw_start, rotflip
+from benchmark.data.sampling import EXTRAS, draw_rotflip, draw_start, padding
 from benchmark.data.volumes import reduce_volume
 from benchmark.evaluation import WINDOWS_AT_ONCE
 from benchmark.inference import count_windows, segment, sliding_window, window_starts
@@ -334,12 +334,14 @@ class Files(torch.utils.data.Dataset):  # type: ignore[type-arg]
         with h5py.File(self.paths[stream * half + int(rng.integers(half))]) as file:
             image, label = file["image"][:], file["label"][:]
         k, axis = draw_rotflip(rng)
-        image, label = rotflip(image, k, axis), rotflip(label, k, axis)
+        image, label = (np.flip(np.rot90(a, k), axis).copy() for a in (image, label))
+        pads = padding(label.shape, self.patch)
         start = draw_start(rng, label.shape, self.patch)
-        patch = np.zeros((1, *self.patch), np.float32)
-        mask = np.zeros(self.patch, np.uint8)
-        crop_into(patch[0], image, start)
-        crop_into(mask, label, start)
+        image, label = (np.pad(a, [(n, n) for n in pads]) for a in (image, label))
+        place = tuple(
+            slice(s + n, s + n + p) for s, n, p in zip(start, pads, self.patch, strict=True)
+        )
+        patch, mask = image[place][None].copy(), label[place].copy()
         return torch.from_numpy(patch), torch.from_numpy(mask).long()
 
 
