@@ -491,16 +491,10 @@ def test_method(
 @list_app.command("methods")
 def list_methods(plugin: PluginOption = None) -> None:
     """Methods that can be trained."""
+    from benchmark import catalogue
     from benchmark.plugins import available, installed
 
-    known = available(plugin or [])
-    _print_table(
-        ["name", "title", "paper", "follows", "recipes"],
-        [
-            [m.name, m.title, m.paper, str(m.fidelity), "common" + ", authors" * bool(m.authors)]
-            for m in known.values()
-        ],
-    )
+    _print_table(catalogue.HEAD, catalogue.rows(available(plugin or []).values()))
     for name, where in installed().items():
         out.print(f"{name}: installed entry point {where}", highlight=False)
 
@@ -634,7 +628,7 @@ def data_floor(
 
 @data_app.command("list")
 def data_list(data: DataOption = Path("data")) -> None:
-    """Where each dataset stands, and how to get what is missing."""
+    """Where each dataset stands, how to get it, and what a reader of its numbers must know."""
     from benchmark.commands import data_states
 
     states = data_states(data)
@@ -642,16 +636,20 @@ def data_list(data: DataOption = Path("data")) -> None:
         ["dataset", "state", "train", "val", "test", "fingerprint"], [s.cells for s in states]
     )
     for state in states:
-        if state.advice:
-            out.print(f"\n[bold]{state.name}[/]: {escape(state.advice)}", highlight=False)
+        said = "" if state.cells[1] == "missing" else escape(state.advice)  # the card says it
+        out.print(f"\n[bold]{escape(state.name)}[/] {said}", highlight=False)
+        card = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
+        for what, text in state.card:
+            card.add_row(what, escape(text))
+        out.print(card)
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from reports.render import one_line
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in head:
-        table.add_column(name, overflow="fold")
+    for place, name in enumerate(head):
+        table.add_column(name, overflow="fold", no_wrap=place == 0)
     for row in rows:
         table.add_row(*(escape(one_line(cell)) for cell in row))
     out.print(table)

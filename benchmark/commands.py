@@ -19,10 +19,11 @@ from rich.table import Table
 from benchmark import environment, floor
 from benchmark.contract import CHECKS
 from benchmark.data import SOURCES, is_folder, open_dataset, prepared_folders, source_for
-from benchmark.data.base import Dataset
+from benchmark.data.base import Card, Dataset
 from benchmark.data.inspection import inspect
 from benchmark.data.links import linked_cases
 from benchmark.data.prepared import is_prepared
+from benchmark.data.splits import split_names
 from benchmark.estimate import Cost, costs
 from benchmark.executors import EXECUTORS
 from benchmark.executors.base import Executor, Resources
@@ -346,11 +347,17 @@ def summary_of(dataset: Dataset) -> str:
 
 @dataclass(frozen=True)
 class DataState:
-    """Where one dataset stands."""
+    """Where one dataset stands.
+
+    cells:  a row of the table: name, state, cases by split, fingerprint.
+    advice: what is wrong with it or special, or how to get it.
+    card:   its facts, by what they are of.
+    """
 
     name: str
     cells: tuple[str, ...]
     advice: str
+    card: tuple[tuple[str, str], ...]
 
 
 def data_states(data: Path) -> list[DataState]:
@@ -360,14 +367,35 @@ def data_states(data: Path) -> list[DataState]:
         try:
             dataset = open_dataset(name, data)
         except UserError as error:
-            states.append(DataState(name, (name, "missing", "", "", "", ""), str(error)))
+            card = card_rows(SOURCES[name].card) if name in SOURCES else ()
+            there = is_prepared(data / name)
+            row = (name, "damaged" if there else "missing", "", "", "", "")
+            states.append(DataState(name, row, str(error), card))
             continue
         counts = tuple(str(len(dataset.splits[s])) for s in ("train", "val", "test"))
         kind = "embedded" if dataset.folder is None else "ready"
         state = kind if dataset.complete else "partial"
         cells = (name, state, *counts, dataset.fingerprint[:12])
-        states.append(DataState(name, cells, dataset.remark))
+        states.append(DataState(name, cells, dataset.remark, card_rows(dataset.card)))
     return states
+
+
+def card_rows(card: Card) -> tuple[tuple[str, str], ...]:
+    """The facts of a card by what they are of; what a dataset does not say is left out."""
+    counts = "/".join(map(str, card.counts)) if any(card.counts) else ""
+    others = ", ".join(split_names(card.name))
+    rows = [
+        ("title", f"{card.title}: {card.structure}, {card.modality}"),
+        ("from", card.source),
+        ("licence", card.licence),
+        ("get it", card.how_to_get),
+        ("size", card.size),
+        ("split", f"{counts} train/val/test" * bool(counts) + f"; --split {others}" * bool(others)),
+        ("distances", f"in {card.unit}"),
+        *(("note", note) for note in card.notes),
+        ("cite", card.reference),
+    ]
+    return tuple((what, text) for what, text in rows if text)
 
 
 def prepare_folders(plan: Plan, console: Console) -> None:

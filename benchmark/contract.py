@@ -13,8 +13,10 @@ import math
 import random  # noqa: TID251 - its state is read, to see that nobody drew from it
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +70,7 @@ def make_batch(method: Method, seed: int) -> Batch:
     image = 2.0 * label + draw.normal(0, 0.5, size=label.shape) - 0.5
     images = torch.from_numpy(image).float().unsqueeze(1)
     extras = {
-        name: torch.from_numpy(np.stack([make(one) for one in label[:2]])[:, None])
+        name: make(torch.from_numpy(label[:2]))
         for name, make in EXTRAS.items()
         if name in method.inputs
     }
@@ -76,7 +78,7 @@ def make_batch(method: Method, seed: int) -> Batch:
     shift = draw.integers(-SIDE // 4, SIDE // 4, size=(count, 3), endpoint=True)
     overlap = torch.zeros_like(images[:count])
     for second, first, (x, y, z) in zip(overlap, images, shift.tolist(), strict=False):
-        crop_into(second.numpy(), first.numpy(), (x, y, z))
+        crop_into(second, first, (x, y, z))
     paired = {"overlap": overlap, "shift": torch.from_numpy(shift)}
     extras |= {name: x for name, x in paired.items() if name in method.inputs}
     return Batch(
@@ -122,15 +124,29 @@ def train(learner: Learner, batch: Batch, steps: Iterable[Step]) -> list[dict[st
     return history
 
 
-def fresh_and_trained(method: Method, batch: Batch) -> Iterator[Learner]:
+@lru_cache(maxsize=1)
+def straight_run(method: Method) -> tuple[list[dict[str, float]], list[dict[str, Any]]]:
+    """Each step's values of a whole run on one batch, and the learner's state before each and last.
+
+    Several checks look at it; it is made once for all of them.
+    """
+    learner, batch = small_learner(method), make_batch(method, 0)
+    history, states = [], [deepcopy(learner.state())]
+    for step in RUN:
+        history += train(learner, batch, [step])
+        states.append(deepcopy(learner.state()))
+    return history, states
+
+
+def fresh_and_trained(method: Method) -> Iterator[Learner]:
     """The method before, then after forty steps on one batch.
 
     Terms that count confident voxels only may find none before the networks have learnt anything.
     """
-    learner = small_learner(method)
-    yield learner
-    train(learner, batch, RUN)
-    yield learner
+    yield small_learner(method)
+    trained = small_learner(method)
+    trained.load(deepcopy(straight_run(method)[1][-1]))
+    yield trained
 
 
 def demand(kept: bool, message: str) -> None:
@@ -227,6 +243,22 @@ def check_hyperparameters(method: Method) -> None:
             )
 
 
+def check_authors(method: Method) -> None:
+    """What the authors' recipe sets are hyperparameters of the method, within their ranges."""
+    cls = type(method)
+    demand(
+        cls.authors is not None or not cls.with_authors,
+        "`with_authors` is given but `authors` is not: add the recipe, or drop it",
+    )
+    known = {field.name for field in dataclasses.fields(method)}
+    unknown = sorted(set(cls.with_authors) - known)
+    demand(not unknown, f"`with_authors` names {unknown}; hyperparameters: {sorted(known)}")
+    try:
+        cls(**cls.with_authors)
+    except ValueError as error:
+        raise AssertionError(f"`with_authors` is refused: {error}") from None
+
+
 def _refuses(method: Method, name: str, value: float | str) -> bool:
     try:
         dataclasses.replace(method, **{name: value})
@@ -314,7 +346,7 @@ def check_gradients(method: Method) -> None:
     batch = make_batch(method, 0)
     appeared: set[str] = set()
     moving: set[str] = set()
-    for learner in fresh_and_trained(method, batch):
+    for learner in fresh_and_trained(method):
         players = method.players(learner.nets)
         reached: set[int] = set()
         seen: set[str] = set()
@@ -368,7 +400,7 @@ def check_inputs(method: Method) -> None:
     check_inputs_are_known(method)
     batch = make_batch(method, 0)
     ignored = set(method.inputs)
-    for learner in fresh_and_trained(method, batch):
+    for learner in fresh_and_trained(method):
         learner.nets.eval()
         for step in STEPS:
             before = values_at(learner, batch, step)
@@ -467,28 +499,35 @@ def check_frozen_networks(method: Method) -> None:
 
 
 def check_resume(method: Method) -> None:
-    """Stop, save, load and continue equals the straight run to the last bit."""
-    batch = make_batch(method, 0)
-    straight = small_learner(method, seed=0)
-    train(straight, batch, RUN[:3])
-    buffer = io.BytesIO()
-    torch.save(straight.state(), buffer)
-    buffer.seek(0)
-    resumed = small_learner(method, seed=1)
-    resumed.seed = straight.seed
-    resumed.load(torch.load(buffer, weights_only=True))
-    results = []
-    for learner in (straight, resumed):
-        [values] = train(learner, batch, RUN[3:4])
-        results.append((values, learner.nets.state_dict()))
-    (values, state), (resumed_values, resumed_state) = results
-    different = [name for name in values if values[name] != resumed_values[name]]
-    different += [name for name in state if not state[name].equal(resumed_state[name])]
-    demand(
-        not different,
-        f"after save and load the next step differs in {different[:3]}: keep all that the method "
-        "remembers in `nets`, as parameters or buffers",
-    )
+    """Stop, save, load and continue equals the straight run to the last bit, in every stage.
+
+    Stops are early, late, and before and after each step at which terms appear or go, which is
+    where stages change and memories are first used.
+    """
+    batch, (history, states) = make_batch(method, 0), straight_run(method)
+    for stop in _stops(history):
+        buffer = io.BytesIO()
+        torch.save(states[stop], buffer)
+        buffer.seek(0)
+        resumed = small_learner(method, seed=1)
+        resumed.seed = 0
+        resumed.load(torch.load(buffer, weights_only=True))
+        [values] = train(resumed, batch, RUN[stop : stop + 1])
+        nets, expected = resumed.nets.state_dict(), states[stop + 1]["nets"]
+        different = [name for name in values if values[name] != history[stop][name]]
+        different += [name for name in nets if not nets[name].equal(expected[name])]
+        demand(
+            not different,
+            f"after save and load at step {stop} of {TOTAL} the next step differs in "
+            f"{different[:3]}: keep all that the method remembers in `nets`, as parameters or "
+            "buffers",
+        )
+
+
+def _stops(history: Sequence[dict[str, float]]) -> list[int]:
+    """Steps before which to stop: the fourth, the last, and those around a change of terms."""
+    changes = {i for i in range(1, TOTAL) if history[i].keys() != history[i - 1].keys()}
+    return sorted({3, TOTAL - 1} | changes | {i + 1 for i in changes if i + 1 < TOTAL})
 
 
 def check_learns(method: Method) -> None:
@@ -498,7 +537,7 @@ def check_learns(method: Method) -> None:
     demand(
         bool(names), "no term's name starts with 'supervised': name those on labelled volumes so"
     )
-    history = train(learner, batch, RUN)
+    history, _ = straight_run(method)
     losses = [sum(values[name] for name in names) for values in history]
     first, last = float(np.mean(losses[:5])), float(np.mean(losses[-5:]))
     demand(
@@ -536,6 +575,7 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
     check_inputs_are_known,
     check_docstring,
     check_hyperparameters,
+    check_authors,
     check_initialisation,
     check_networks_are_separate,
     check_players,

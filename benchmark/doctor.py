@@ -68,7 +68,9 @@ def _data(data: Path) -> list[Finding]:
     for state in data_states(data):
         text = state.advice or f"{state.cells[1]}, {state.cells[2]} training cases"
         noteworthy = state.advice or state.cells[1] == "partial"
-        found.append(Finding("note" if noteworthy else "ok", f"data {state.name}", text))
+        mark: Literal["ok", "note"] = "note" if noteworthy else "ok"
+        broken = state.cells[1] == "damaged"
+        found.append(Finding("bad" if broken else mark, f"data {state.name}", text))
     return found
 
 

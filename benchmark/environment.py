@@ -66,6 +66,8 @@ def fingerprint(device: torch.device, threads: int) -> dict[str, str | int | boo
             "cuda": torch.version.cuda or "",
             "cudnn": torch.backends.cudnn.version() or 0,
             "tf32": torch.backends.cudnn.allow_tf32,
+            "matmul_tf32": torch.backends.cuda.matmul.allow_tf32,
+            "repeating": "required" if _repeating_is_required() else "preferred",
         }
     return described
 
@@ -90,14 +92,26 @@ def harness_commit() -> Commit:
     return Commit(commit, bool(commit) and bool(_git(root, "status", "--porcelain", "-uno")))
 
 
-def make_deterministic(device: torch.device, threads: int) -> None:
-    """Pin threads, and ask the device for kernels that repeat themselves."""
+def make_deterministic(device: torch.device, threads: int, *, exact: bool = False) -> None:
+    """Pin threads, and ask the device for kernels that repeat themselves.
+
+    Where a GPU has none, torch warns. If `exact`, it raises RuntimeError instead, and convolutions
+    are in float32 proper, without TF32.
+    """
     torch.set_num_threads(threads)
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.benchmark = False
-        torch.backends.cudnn.allow_tf32 = True
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.allow_tf32 = not exact
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=not exact)
+        # Else torch fills every tensor that it allocates, to make reading it too early repeat.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def _repeating_is_required() -> bool:
+    enabled = torch.are_deterministic_algorithms_enabled()
+    return enabled and not torch.is_deterministic_algorithms_warn_only_enabled()
 
 
 def device_name(device: torch.device) -> str:

@@ -115,11 +115,7 @@ def _made_batch(spec: RunSpec, channels: int, patch: Triple, device: torch.devic
     label = torch.from_numpy(np.stack([ball] * count)).long().to(device)
     noise = rng.normal(size=(count + unlabelled, channels, *patch)).astype(np.float32)
     images = torch.from_numpy(noise).to(device)
-    extras = {
-        name: torch.from_numpy(np.stack([EXTRAS[name](ball)] * count)[:, None]).to(device)
-        for name in spec.method.inputs
-        if name in EXTRAS
-    }
+    extras = {name: EXTRAS[name](label) for name in spec.method.inputs if name in EXTRAS}
     paired = {"overlap": images, "shift": torch.zeros(len(images), 3, dtype=torch.int64)}
     extras |= {name: x for name, x in paired.items() if name in spec.method.inputs}
     return Batch(images[:count], label, images[count:], extras)

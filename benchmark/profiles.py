@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRECISIONS = ("fp32", "bf16", "exact")
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -16,8 +18,12 @@ class Profile:
     steps:            optimiser steps of the `common` recipe.
     evaluate_every, evaluate_from: in steps; the last step is always evaluated.
     checkpoint_every: steps between checkpoints; a kill loses at most these.
-    precision:        "fp32" (on GPUs that have it with TF32, as the field trains), or "bf16"
-                      (autocast of the networks' forward passes; everything else stays fp32).
+    precision:        "fp32" (on GPUs that have it with TF32, as the field trains), "bf16"
+                      (autocast of the networks' forward passes; everything else stays fp32), or
+                      "exact" (fp32 without TF32, and an error from any kernel that does not
+                      repeat itself; on CPUs the numbers of "fp32").
+    channels_last:    whether networks on a GPU lie channels last; on CPUs they always do.
+    compile:          whether `torch.compile` fuses the networks.
     """
 
     name: str
@@ -31,11 +37,13 @@ class Profile:
     evaluate_from: int
     checkpoint_every: int
     precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run."""
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision={self.precision!r}; known: fp32, bf16")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r}; known: {', '.join(PRECISIONS)}")
         for name in ("width", "steps", "evaluate_every", "evaluate_from", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")

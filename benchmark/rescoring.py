@@ -15,14 +15,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import ndimage
 
 from benchmark.data.volumes import load_volumes
 from benchmark.metrics import Reference, case_metrics, prepare_reference
 from benchmark.scans import open_evaluated
 from benchmark.spec import canonical_json
+from methods.components import largest_component
 from results.errors import UserError
 from results.predictions import Mask, columns_of, unpack
 from results.schema import TABLES, Component, Unit
@@ -38,19 +37,6 @@ class Policy:
 
     component: Component = Component.ALL
     unit: Unit = Unit.DATA
-
-
-def largest_component(mask: Mask) -> Mask:
-    """The largest set of foreground voxels that touch by faces, edges or corners.
-
-    Of equally large ones the first in C order; an empty mask stays empty. The usual
-    post-processing of the field (scikit-image's `label` with its default connectivity).
-    """
-    labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
-    if count < 2:
-        return mask
-    chosen: Mask = labels == 1 + np.bincount(labels.ravel())[1:].argmax()
-    return chosen
 
 
 def rescore(store: Store, derived: Store, policy: Policy, data: Path) -> list[str]:

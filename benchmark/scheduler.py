@@ -15,7 +15,7 @@ from benchmark.executors.base import Ending, Event, Executor, busy
 from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
 from benchmark.runner import Job, announce, clean
-from benchmark.spec import RunSpec, override, recipe_of
+from benchmark.spec import RunSpec, method_for, override, recipe_of
 from methods.base import Method
 from results.errors import UserError
 from results.lookup import find, unknown
@@ -219,7 +219,7 @@ def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store)
 
 
 def _method(cls: type[Method], request: Request) -> Method:
-    return override(cls(), cls.name, request.overrides.get(cls.name, {}))
+    return override(method_for(cls, request.recipe), cls.name, request.overrides.get(cls.name, {}))
 
 
 def _counts(dataset: Dataset, request: Request) -> list[int]:

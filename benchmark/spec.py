@@ -24,6 +24,9 @@ ENGINE_VERSION = 1
 COMMON_STEPS = Recipe().steps
 LARGEST_SEED = 2**32 - 1
 _NOT_IDENTITY = ("purpose", "checkpoint_every")
+_LATER = ("channels_last", "compile")
+"""Fields of a profile that the first stores do not know: in a run's identity only where they are
+not the default, so that older runs keep their ids."""
 
 D = TypeVar("D", Method, Profile, Recipe)
 
@@ -61,7 +64,12 @@ class RunSpec:
 
     def canonical(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, and nothing else."""
-        profile = {k: v for k, v in asdict(self.profile).items() if k not in _NOT_IDENTITY}
+        default = {f.name: f.default for f in fields(Profile)}
+        profile = {
+            name: value
+            for name, value in asdict(self.profile).items()
+            if name not in _NOT_IDENTITY and not (name in _LATER and value == default[name])
+        }
         return {
             "engine": ENGINE_VERSION,
             "method": {
@@ -182,6 +190,12 @@ def recipe_of(cls: type[Method], name: str) -> Recipe:
     if cls.authors is not None:
         known[cls.authors.name] = cls.authors
     return find(f"recipe of {cls.name}", name, known)
+
+
+def method_for(cls: type[Method], recipe: str) -> Method:
+    """The method as a recipe trains it: its defaults, or what its authors set with theirs."""
+    theirs = cls.authors is not None and recipe == cls.authors.name
+    return cls(**cls.with_authors) if theirs else cls()
 
 
 def parse_overrides(

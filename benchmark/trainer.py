@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,8 @@ def train(
     start: int,
     stop: int,
     after: Callable[[int], None],
+    *,
+    read_every: int = 1,
 ) -> list[Row]:
     """Train from step `start` up to, not including, step `stop`; return the kept history rows.
 
@@ -101,27 +103,62 @@ def train(
         start: first step, from 0.
         stop: the step before which to end.
         after: the one callback, given the number of steps done, for progress.
+        read_every: steps between two readings of the terms. To read is to wait for the device; to
+            read later changes nothing but when a run that diverges is stopped.
 
     Raises:
-        Diverged: a term is NaN or infinite.
+        Diverged: a term is NaN or infinite; at the first step where one is.
     """
-    keep_every = max(1, learner.total // HISTORY_ROWS)
-    rows: list[Row] = []
+    ledger = _Ledger(learner.total)
     learner.nets.train()
-    for index in range(start, stop):
-        step = Step(index, learner.total)
-        terms = train_step(learner, sample(index), step)
-        values = torch.stack([t.value.detach().float() for t in terms.values()]).tolist()
-        lost = [n for n, value in zip(terms, values, strict=True) if not math.isfinite(value)]
-        if lost or index % keep_every == 0 or index == learner.total - 1:
-            rows += [
-                Row(index, name, value, term.weight)
-                for (name, term), value in zip(terms.items(), values, strict=True)
-            ]
-        if lost:
-            raise Diverged(index, f"loss term '{lost[0]}'", rows)
-        after(index + 1)
-    return rows
+    try:
+        for index in range(start, stop):
+            terms = train_step(learner, sample(index), Step(index, learner.total))
+            ledger.note(index, terms)
+            if (index + 1 - start) % read_every == 0:
+                ledger.read()
+            after(index + 1)
+    except Exception:
+        ledger.read()  # what a NaN leads to says less than where it first was
+        raise
+    ledger.read()
+    return ledger.rows
+
+
+class _Ledger:
+    """Terms of the steps since training last paused: noted on the device, read in one go.
+
+    rows: of the history, as far as it has been read.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.rows: list[Row] = []
+        self._total = total
+        self._keep_every = max(1, total // HISTORY_ROWS)
+        self._unread: list[tuple[int, dict[str, float], torch.Tensor]] = []
+
+    def note(self, index: int, terms: Mapping[str, Term]) -> None:
+        """Put down the terms of a step, without waiting for their values."""
+        values = torch.stack([t.value.detach().float() for t in terms.values()])
+        self._unread.append((index, {n: t.weight for n, t in terms.items()}, values))
+
+    def read(self) -> None:
+        """Read what was noted.
+
+        Raises:
+            Diverged: at the first step with a term that is NaN or infinite.
+        """
+        unread, self._unread = self._unread, []
+        if not unread:
+            return
+        numbers = iter(torch.cat([values for _, _, values in unread]).tolist())
+        for index, weights, _ in unread:
+            values = {name: next(numbers) for name in weights}
+            lost = [name for name, value in values.items() if not math.isfinite(value)]
+            if lost or index % self._keep_every == 0 or index == self._total - 1:
+                self.rows += [Row(index, n, values[n], w) for n, w in weights.items()]
+            if lost:
+                raise Diverged(index, f"loss term '{lost[0]}'", self.rows)
 
 
 def train_step(learner: Learner, batch: Batch, step: Step) -> dict[str, Term]:

@@ -152,7 +152,7 @@ def work(
     except (UserError, OSError) as error:
         if store.is_done(run_id):  # and its folder went meanwhile
             return DONE
-        return _say(error, store, run_id, device)[0]
+        return _say(error, store, run_id)[0]
     code, reason = STOPPED, ""
     try:
         code, reason = _attempt(store, run_id, device, threads, plugins, claim)
@@ -237,15 +237,15 @@ def _attempt(
             claim.require()
         except Lost:  # whatever went wrong, it went wrong because two were at it
             return BUSY, ""
-        return _say(error, store, run_id, device)
+        return _say(error, store, run_id)
     return DONE, ""
 
 
-def _say(error: Exception, store: Store, run_id: str, device: str) -> tuple[int, str]:
+def _say(error: Exception, store: Store, run_id: str) -> tuple[int, str]:
     """Write what went wrong to the log and the work folder; exit code and text."""
     if not isinstance(error, UserError):
         traceback.print_exc()
-    code, text = _explained(error, store, run_id, device)
+    code, text = _explained(error, store, run_id)
     sys.stderr.write(f"{text}\n")
     # A full disk has no room for the message about it either.
     with suppress(OSError, UserError):
@@ -253,15 +253,14 @@ def _say(error: Exception, store: Store, run_id: str, device: str) -> tuple[int,
     return code, text
 
 
-def _explained(error: Exception, store: Store, run_id: str, device: str) -> tuple[int, str]:
+def _explained(error: Exception, store: Store, run_id: str) -> tuple[int, str]:
     """Exit code, and what went wrong and what to do, in a sentence."""
     broken = _system_error(error)
     code = IO if broken is not None and broken.errno in _FAILING else ERROR
     if isinstance(error, UserError):
         return code, str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        advice = "run fewer at once (--jobs), or choose a smaller profile"
-        return OUT_OF_MEMORY, f"out of memory on {device}; {advice}"
+        return OUT_OF_MEMORY, str(error)
     if isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
     ):

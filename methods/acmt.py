@@ -39,6 +39,7 @@ every 50 steps. Deviations: see `ACMT.deviations`.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
@@ -48,17 +49,21 @@ from torch import Tensor, nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
 from methods.common import (
+    both_classes_loss,
+    check_choice,
     check_range,
-    cross_entropy,
-    dice_loss,
+    class_means,
     ema_,
     frozen,
+    hard_label,
+    masked_distance,
+    mean_of_passes,
     noisy,
+    predictive_entropy,
     predictor,
     sigmoid_rampup,
     warm_decay,
 )
-from methods.uamt import masked_distance, predictive_entropy
 
 Ambiguity = Literal["entropy", "uncertainty", "prototype"]
 
@@ -112,6 +117,8 @@ class ACMT(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=8_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.75}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     ambiguity: Ambiguity = "entropy"
     weight: float = 0.1
@@ -125,9 +132,7 @@ class ACMT(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.ambiguity not in get_args(Ambiguity):
-            known = ", ".join(get_args(Ambiguity))
-            raise ValueError(f"ambiguity={self.ambiguity!r}; known: {known}")
+        check_choice("ambiguity", self.ambiguity, get_args(Ambiguity))
         check_range("weight", self.weight, 0)
         check_range("rampup", self.rampup, 0, 1)
         check_range("decay", self.decay, 0, 1)
@@ -151,11 +156,12 @@ class ACMT(Method):
         logits, free = nets["student"](images).logits.split([len(batch.image), len(unlabelled)])
         probability = free.softmax(1)
         with torch.no_grad():
-            goal = nets["teacher"](self._noisy(unlabelled, rng)).logits.softmax(1)
+            disturbed = noisy(unlabelled, self.noise_std, self.noise_limit, rng)
+            goal = nets["teacher"](disturbed).logits.softmax(1)
             ambiguous = self._ambiguous(nets, probability, unlabelled, step, rng)
         weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
         terms = {
-            "supervised": Term(supervised_loss(logits, batch.label)),
+            "supervised": Term(both_classes_loss(logits, batch.label)),
             "consistency": Term(masked_distance(probability, goal, ambiguous), weight),
         }
         if self.ambiguity == "prototype":
@@ -171,9 +177,6 @@ class ACMT(Method):
         """The student, and its moving average."""
         return {"main": predictor(nets["student"]), "teacher": predictor(nets["teacher"])}
 
-    def _noisy(self, image: Tensor, rng: torch.Generator) -> Tensor:
-        return noisy(image, self.noise_std, self.noise_limit, rng)
-
     def _ambiguous(
         self,
         nets: nn.ModuleDict,
@@ -188,16 +191,10 @@ class ACMT(Method):
             nearer = nearer_class(features, label, certain)
             return nearer != (probability[:, 1:] > probability[:, :1])
         if self.ambiguity == "uncertainty":
-            probability = self._mean_of_passes(nets["student"], unlabelled, rng)
+            noise = (self.noise_std, self.noise_limit, rng)
+            probability = mean_of_passes(nets["student"], unlabelled, STUDENT_PASSES, *noise)
         threshold = threshold_at(step, self.threshold_start, self.threshold_end)
         return predictive_entropy(probability) / math.log(2) >= threshold
-
-    def _mean_of_passes(self, net: nn.Module, image: Tensor, rng: torch.Generator) -> Tensor:
-        twice = torch.cat([image, image])
-        passes = [
-            net(self._noisy(twice, rng)).logits.softmax(1) for _ in range(STUDENT_PASSES // 2)
-        ]
-        return torch.cat(passes).unflatten(0, (STUDENT_PASSES, len(image))).mean(0)
 
     def _taught(self, teacher: nn.Module, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The teacher's probabilities, where its passes agree on a class, and its mean features."""
@@ -208,18 +205,6 @@ class ACMT(Method):
             features += output.features / TEACHER_PASSES
             scores.append((output.logits / TEMPERATURE).sigmoid())
         return first.logits.softmax(1), torch.stack(scores).std(0) < self.spread, features
-
-
-def supervised_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Half cross-entropy, half Dice averaged over background and foreground.
-
-    Args:
-        logits: (B, 2, X, Y, Z).
-        target: (B, X, Y, Z) int64.
-    """
-    p = logits.softmax(1)
-    dice = (dice_loss(p[:, 0], target == 0) + dice_loss(p[:, 1], target == 1)) / 2
-    return 0.5 * (cross_entropy(logits, target).mean() + dice)
 
 
 def threshold_at(step: Step, start: float, end: float) -> float:
@@ -243,11 +228,10 @@ def nearer_class(features: Tensor, probability: Tensor, certain: Tensor) -> Tens
     Returns:
         (U, 1, X, Y, Z) bool.
     """
-    trusted = probability * certain
-    foreground = trusted[:, 1] > trusted[:, 0]
-    weight = (torch.stack([~foreground, foreground], 1) * probability).flatten(2)
+    foreground = hard_label(probability * certain)
+    weight = torch.stack([1 - foreground, foreground], 1) * probability
+    background, inside = class_means(features, weight, 1e-5).unbind(1)
     z = features.flatten(2)
-    background, inside = (weight @ z.mT / (weight.sum(2, keepdim=True) + 1e-5)).unbind(1)
     middle = (inside.square() - background.square()).sum(1, keepdim=True) / 2
     nearer = ((inside - background).unsqueeze(1) @ z).squeeze(1) > middle
     return nearer.view(len(z), 1, *features.shape[2:])

@@ -185,8 +185,11 @@ class Method(ABC):
     Class variables describe it: `name` (what users type), `title`, `paper` (DOI or arXiv id),
     `bibtex`, `version` (bump when its numbers change; part of every run's identity), `fidelity`
     with `deviations` (each a sentence), `inputs` (what a batch must carry: "image", "label",
-    "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known) and
-    `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule).
+    "unlabelled", or an extra such as "sdf"), `authors` (their own recipe, where it is known),
+    `with_authors` (hyperparameters that it sets, such as a ramp-up in fractions of its length),
+    `adam` (by player, for those that do not learn by the recipe's SGD: critics, as a rule) and
+    `sizes` (parameters of each network at the paper's scale, so that listings need not build them;
+    what is left out is counted).
     """
 
     name: ClassVar[str]
@@ -198,7 +201,9 @@ class Method(ABC):
     deviations: ClassVar[tuple[str, ...]] = ()
     inputs: ClassVar[tuple[str, ...]]
     authors: ClassVar[Recipe | None] = None
+    with_authors: ClassVar[Mapping[str, float]] = MappingProxyType({})
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({})
+    sizes: ClassVar[Mapping[str, int]] = MappingProxyType({})
 
     @abstractmethod
     def init(self, build: NetworkFactory) -> nn.ModuleDict:

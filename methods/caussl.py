@@ -48,7 +48,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from types import MappingProxyType
 from typing import ClassVar, Literal, final, get_args
 
@@ -67,8 +66,16 @@ from methods.base import (
     Step,
     Term,
 )
-from methods.common import check_range, predictor, sigmoid_rampup, supervised_loss
-from methods.cps import cross_pseudo_supervision
+from methods.common import (
+    check_choice,
+    check_range,
+    cross_pseudo_supervision,
+    decoder_predictor,
+    mutual_consistency,
+    predictor,
+    sigmoid_rampup,
+    supervised_loss,
+)
 
 Variant = Literal["fixed", "released"]
 Kernels = Sequence[Tensor]
@@ -100,6 +107,7 @@ class CauSSL(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(0.5,), steps=5_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.2}
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({"coefficients": Adam(2e-2)})
     deviations: ClassVar[tuple[str, ...]] = (
         "The coefficients take one step of Adam at every step of the networks; in the release they "
@@ -162,6 +170,11 @@ class CauSSLCPS(CauSSL):
     name: ClassVar[str] = "caussl-cps"
     title: ClassVar[str] = "CauSSL (CPS)"
     fidelity: ClassVar[Fidelity] = Fidelity.RELEASED
+    sizes: ClassVar[Mapping[str, int]] = {
+        "first": 9_448_866,
+        "second": 9_448_866,
+        "coefficients": 996_360,
+    }
 
     weight: float = 0.03
     cross_starts: float = 0.08
@@ -217,6 +230,7 @@ class CauSSLMC(CauSSL):
         "The network is that of MC-Net+: interpolation before a 3x3x3 convolution, where the "
         "release has a 1x1x1 convolution before interpolation, and no unused blocks.",
     )
+    sizes: ClassVar[Mapping[str, int]] = {"student": 15_246_566, "coefficients": 382_488}
 
     starts: float = 0.008
     temperature: float = 0.5
@@ -226,8 +240,7 @@ class CauSSLMC(CauSSL):
         """Refuse values outside their ranges."""
         super().__post_init__()
         check_range("temperature", self.temperature, 0.01, 1)
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
 
     def init(self, build: NetworkFactory) -> nn.ModuleDict:
         """One network with three decoders, and the coefficients."""
@@ -244,7 +257,7 @@ class CauSSLMC(CauSSL):
         n = len(batch.image)
         supervised = torch.stack([supervised_loss(x[:n], batch.label) for x in logits]).sum()
         odds = [x[n:, 1] - x[n:, 0] for x in logits]
-        consistency = mutual_consistency(odds, self.temperature)
+        consistency = mutual_consistency(odds, self.temperature, detached=True)
         learning = 1 if self.variant == "released" else len(logits)
         branches = decoder_convolutions(nets["student"])
         return {
@@ -253,13 +266,8 @@ class CauSSLMC(CauSSL):
         } | self._independence(branches, nets, step, learning)
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
-        """Decoder 1."""
-
-        def first(image: Tensor) -> Tensor:
-            probability: Tensor = nets["student"](image)[0].logits.softmax(1)
-            return probability
-
-        return {"main": first}
+        """Decoder 1, which the release tests."""
+        return {"main": decoder_predictor(nets["student"], 0)}
 
 
 def convolutions(net: nn.Module) -> list[Tensor]:
@@ -308,20 +316,3 @@ def dependence(own: Kernels, others: Sequence[Kernels], combine: Sequence[Tensor
         combined = a @ torch.cat(theirs).flatten(1).detach()
         layers.append(F.cosine_similarity(combined, kernel.flatten(1)).square().mean())
     return torch.stack(layers).mean()
-
-
-def mutual_consistency(log_odds: Sequence[Tensor], temperature: float) -> Tensor:
-    """Sum over ordered pairs of mean (p_i - s(p_j))^2, with s(p_j) = sigmoid(z_j / T) a constant.
-
-    Of two classes each contributes the same, so the foreground alone has the mean of both.
-
-    Args:
-        log_odds: z of the foreground, of each decoder.
-        temperature: T.
-    """
-    return torch.stack(
-        [
-            (a.sigmoid() - (b.detach() / temperature).sigmoid()).square().mean()
-            for a, b in permutations(log_odds, 2)
-        ]
-    ).sum()

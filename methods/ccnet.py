@@ -38,23 +38,30 @@ both trainers evaluate every 200 steps from step 800. Deviations: see `CCNet.dev
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Batch, Fidelity, Recipe, Step, Term
-from methods.common import check_range, cross_entropy
-from methods.mcnet import MutualConsistency, linear_dice_loss
+from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
+from methods.common import (
+    check_choice,
+    check_range,
+    cross_entropy,
+    decoder_predictor,
+    linear_dice_loss,
+    mutual_consistency,
+    sigmoid_rampup,
+)
 
 Variant = Literal["fixed", "released"]
 
 
 @final
 @dataclass(frozen=True)
-class CCNet(MutualConsistency):
+class CCNet(Method):
     """See the module docstring.
 
     weight:      of the consistency term after ramp-up.
@@ -85,34 +92,59 @@ class CCNet(MutualConsistency):
         "Mixing is that of labelled volumes alone; Wang et al. also generate unlabelled volumes by "
         "a diffusion model, offline, which their trainer does not use.",
     )
-    network: ClassVar[str] = "vnet-three-decoders-complementary"
-    decoders: ClassVar[int] = 3
+    inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=10_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.6}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 13_592_806}
 
+    weight: float = 1.0
     rampup: float = 0.3
+    temperature: float = 0.1
     mixing: float = 0.0
     box: float = 2 / 3
     variant: Variant = "fixed"
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        super().__post_init__()
+        check_range("weight", self.weight, 0)
+        check_range("rampup", self.rampup, 0, 1)
+        check_range("temperature", self.temperature, 0.01, 1)
         check_range("mixing", self.mixing, 0)
         check_range("box", self.box, 0, 1)
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
+
+    def init(self, build: NetworkFactory) -> nn.ModuleDict:
+        """One network with a full and two complementary decoders."""
+        return nn.ModuleDict({"student": build("vnet-three-decoders-complementary")})
 
     def losses(
         self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
     ) -> dict[str, Term]:
         """Two terms from one pass over all volumes; one more from a pass over the mixed ones."""
-        terms = super().losses(nets, batch, step, rng)
-        terms["supervised"] = dataclasses.replace(terms["supervised"], weight=0.3)
+        outputs = nets["student"](torch.cat([batch.image, batch.unlabelled]))
+        odds = [output.logits[:, 1] - output.logits[:, 0] for output in outputs]
+        foreground = [o[: len(batch.image)].sigmoid() for o in odds]
+        supervised = torch.stack([linear_dice_loss(p, batch.label == 1) for p in foreground]).sum()
+        weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
+        terms = {
+            "supervised": Term(supervised, 0.3),
+            "consistency": Term(mutual_consistency(odds, self.temperature), weight),
+        }
         if self.mixing:
             image, label = mix_halves(batch.image, batch.label, self.box, rng)
             mixed = [self._mixed_loss(x.logits, label) for x in nets["student"](image)]
             terms["mixed"] = Term(torch.stack(mixed).sum(), 0.3 * self.mixing)
         return terms
+
+    def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
+        """Decoder 1, which the paper reports, the others, and the mean of all."""
+        student = nets["student"]
+        return {
+            "main": decoder_predictor(student, 0),
+            "decoder2": decoder_predictor(student, 1),
+            "decoder3": decoder_predictor(student, 2),
+            "mean": decoder_predictor(student),
+        }
 
     def _mixed_loss(self, logits: Tensor, label: Tensor) -> Tensor:
         return mixed_loss(logits, label, released=self.variant == "released")

@@ -45,6 +45,7 @@ TCSeg paper lists the published numbers as those of the last. Deviations: see `C
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, cast, final, get_args
@@ -54,7 +55,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
-from methods.common import check_range, cross_entropy, frozen, noisy, predictor
+from methods.common import (
+    check_choice,
+    check_range,
+    cross_entropy,
+    frozen,
+    hard_label,
+    noisy,
+    predictor,
+)
 
 Variant = Literal["fixed", "released"]
 
@@ -119,6 +128,11 @@ class CDS(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    sizes: ClassVar[Mapping[str, int]] = {
+        "student1": 9_713_058,
+        "student2": 9_713_058,
+        "teacher": 9_713_058,
+    }
 
     variant: Variant = "fixed"
     decay: float = 0.99
@@ -131,8 +145,7 @@ class CDS(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("decay", self.decay, 0, 1)
         check_range("noise_std", self.noise_std, 0)
         check_range("noise_limit", self.noise_limit, 0)
@@ -148,9 +161,8 @@ class CDS(Method):
 
     def init(self, build: NetworkFactory) -> nn.ModuleDict:
         """Students and their teacher, equal at the start, and two empty memories."""
-        net = build()
-        width = widest(net)
-        student = Headed(net, width)
+        width = build.width * 2 ** (build.levels - 1)
+        student = Headed(build(), width)
         nets = {name: deepcopy(student) for name in self.students}
         memories = {"right": Memory(width), "wrong": Memory(width)}
         return nn.ModuleDict(nets | {"teacher": frozen(student)} | memories)
@@ -167,7 +179,7 @@ class CDS(Method):
         )
         with torch.no_grad():
             teacher = nets["teacher"](images)
-        said = predicted(teacher.logits[n:])
+        said = hard_label(teacher.logits[n:])
         entropies = [cross_entropy(x.logits[:n], batch.label).mean() for x in (one, two)]
         terms = {
             "supervised": Term(torch.stack(entropies).sum()),
@@ -198,7 +210,7 @@ class CDS(Method):
         shape = teacher.projection.shape[2:]
         logits = at_cells(teacher.logits[:n], shape)
         truth = at_cells(label, shape).flatten()
-        said, sure = predicted(logits).flatten(), logits.softmax(1).amax(1).flatten()
+        said, sure = hard_label(logits).flatten(), logits.softmax(1).amax(1).flatten()
         right, wrong = (said == truth) & (sure > SURE), (said != truth) & (sure < UNSURE)
         for name, wanted in (("right", right), ("wrong", wrong)):
             for c in CLASSES:
@@ -331,18 +343,8 @@ class Cells(NamedTuple):
         logits = at_cells(seen.logits[labelled:], shape)
         sure = logits.softmax(1).amax(1)
         return cls(
-            flat(seen.prediction[labelled:]), predicted(logits).flatten(), sure.flatten(), shape
+            flat(seen.prediction[labelled:]), hard_label(logits).flatten(), sure.flatten(), shape
         )
-
-
-def widest(net: nn.Module) -> int:
-    """Channels of a V-Net's deepest level: levels double them."""
-    return max(m.num_features for m in net.modules() if isinstance(m, nn.BatchNorm3d))
-
-
-def predicted(logits: Tensor) -> Tensor:
-    """Class (B, ...) of scores (B, 2, ...)."""
-    return (logits[:, 1] > logits[:, 0]).long()
 
 
 def at_cells(x: Tensor, shape: torch.Size) -> Tensor:
@@ -393,7 +395,7 @@ def reliable(logits: Tensor, said: Tensor, step: Step) -> Tensor:
     entropy = -(p * (p + 1e-10).log()).sum(1)
     hardest = HARDEST * (1 - step.fraction)
     hard = entropy >= entropy.flatten().quantile(1 - hardest)
-    return (predicted(logits) == said) & (p.amax(1) > RELIABLE) & hard
+    return (hard_label(logits) == said) & (p.amax(1) > RELIABLE) & hard
 
 
 def prototypes(vectors: Tensor, said: Tensor, sure: Tensor) -> Tensor:

@@ -67,8 +67,16 @@ from methods.base import (
     Step,
     Term,
 )
-from methods.common import check_range, cross_entropy, frozen, predictor, sigmoid_rampup
-from methods.mcnet import linear_dice_loss
+from methods.common import (
+    check_choice,
+    check_range,
+    cross_entropy,
+    frozen,
+    linear_dice_loss,
+    mean_predictor,
+    predictor,
+    sigmoid_rampup,
+)
 
 Variant = Literal["fixed", "released"]
 
@@ -126,7 +134,14 @@ class CoBioNet(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({name: Adam(1e-4) for name in CRITICS})
+    sizes: ClassVar[Mapping[str, int]] = {
+        "net1": 9_448_866,
+        "net2": 9_448_866,
+        "critic1": 2_866,
+        "critic2": 2_866,
+    }
 
     variant: Variant = "fixed"
     weight: float = 1.0
@@ -137,8 +152,7 @@ class CoBioNet(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("weight", self.weight, 0)
         check_range("rampup", self.rampup, 0, 1)
         check_range("supervised_weight", self.supervised_weight, 0)
@@ -197,11 +211,7 @@ class CoBioNet(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """The mean of both networks, and each of them."""
         first, second = (predictor(nets[name]) for name in NETWORKS)
-        return {
-            "main": lambda image: (first(image) + second(image)) / 2,
-            "net1": first,
-            "net2": second,
-        }
+        return {"main": mean_predictor(first, second), "net1": first, "net2": second}
 
 
 class Critic(nn.Module):

@@ -24,7 +24,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up over       lambda
 
 The release makes pseudo-labels of the centre crops of all unlabelled volumes every 5 of 200 epochs.
 Crops are random here, so a copy of the student, renewed as often (``refresh``), labels each crop as
-it comes, without dropout. Stage 1 is 480 of about 1,690 steps, hence ``pretraining=0.285``; the
+it comes, without dropout. Stage 1 is 480 of 1,680 steps, hence ``pretraining=2/7``; the
 ramp-up lasts 40 of the 200 epochs of stage 2.
 
 In the released code the costs of heads 2 and 3 are swapped in ``certain``, against what the heads
@@ -40,7 +40,7 @@ its number is the last student's. Deviations: see `CoraNet.deviations`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
@@ -49,7 +49,16 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Batch, Fidelity, Method, NetOutput, NetworkFactory, Predictor, Step, Term
-from methods.common import check_range, cross_entropy, ema_, frozen, sigmoid_rampup
+from methods.common import (
+    check_choice,
+    check_range,
+    cross_entropy,
+    decoder_predictor,
+    ema_,
+    frozen,
+    masked_dice_loss,
+    sigmoid_rampup,
+)
 
 Variant = Literal["fixed", "released"]
 Costs = tuple[float, float]
@@ -97,9 +106,14 @@ class CoraNet(Method):
         "The ramp-up rises every step of stage 2; the release's rises every epoch of six.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    sizes: ClassVar[Mapping[str, int]] = {
+        "student": 9_462_854,
+        "teacher": 9_462_854,
+        "labeller": 9_462_854,
+    }
 
     variant: Variant = "fixed"
-    pretraining: float = 0.285
+    pretraining: float = 2 / 7
     refresh: float = 0.025
     cost: float = 5.0
     weight: float = 0.1
@@ -108,8 +122,7 @@ class CoraNet(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant={self.variant!r}; known: {', '.join(get_args(Variant))}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("pretraining", self.pretraining, 0, 0.999)
         check_range("refresh", self.refresh, 1e-6, 1)
         check_range("cost", self.cost, 1)
@@ -156,14 +169,8 @@ class CoraNet(Method):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Head 1 of the student, and of its moving average."""
-
-        def head(role: str) -> Predictor:
-            def predict(images: Tensor) -> Tensor:
-                return logits_of(nets[role](images))[0].softmax(1)
-
-            return predict
-
-        return {"main": head("student"), "teacher": head("teacher")}
+        roles = {"main": "student", "teacher": "teacher"}
+        return {name: decoder_predictor(nets[role], 0) for name, role in roles.items()}
 
     def _period(self, step: Step) -> int | None:
         """Which of the intervals between renewals of the labeller; None in stage 1."""
@@ -214,28 +221,13 @@ def four_losses(
     counted = torch.ones_like(first) if mask is None else mask.to(first.dtype)
     losses = [
         (first * counted).sum() / (counted.sum() + 1e-16),
-        both_classes_dice_loss(logits[0].softmax(1), target, counted),
+        masked_dice_loss(logits[0].softmax(1), target, counted),
     ]
     for scores, (background, foreground) in zip(logits[1:], costs, strict=True):
         weight = torch.where(target == 1, foreground, background)
         size = weight.sum() if mask is None else counted.sum() + 1e-16
         losses.append((cross_entropy(scores, target) * weight * counted).sum() / size)
     return torch.stack(losses).mean()
-
-
-def both_classes_dice_loss(probability: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Soft Dice loss with linear denominators, mean over volumes and both classes.
-
-    Args:
-        probability: (B, 2, X, Y, Z).
-        target: (B, X, Y, Z) int64.
-        mask: weight of each voxel, (B, X, Y, Z).
-    """
-    truth = torch.stack([target == 0, target == 1], 1).to(probability.dtype)
-    weight = mask.unsqueeze(1)
-    overlap = (probability * truth * weight).flatten(2).sum(2)
-    size = ((probability + truth) * weight).flatten(2).sum(2)
-    return 1 - ((2 * overlap + 1e-5) / (size + 1e-5)).mean()
 
 
 def masked_distances(logits: Sequence[Tensor], goals: Sequence[Tensor], mask: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ looked at every 100 steps, by the release. Deviations: see `CPCL.deviations`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
@@ -47,23 +48,24 @@ from typing import ClassVar, Literal, final, get_args
 import torch
 from torch import Tensor, nn
 
-from methods.acmt import supervised_loss
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
 from methods.common import (
+    both_classes_loss,
+    check_choice,
     check_range,
+    class_means,
     cross_entropy,
     ema_,
     frozen,
+    hard_label,
     noisy,
     predictor,
     sigmoid_rampup,
+    similarity,
     warm_decay,
 )
 
 Variant = Literal["fixed", "released"]
-
-SHORTEST = 0.1
-"""Length below which a vector counts as this long."""
 
 
 @final
@@ -112,6 +114,8 @@ class CPCL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=10_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.6}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     variant: Variant = "fixed"
     weight: float = 0.1
@@ -125,8 +129,7 @@ class CPCL(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant={self.variant!r}; known: {', '.join(get_args(Variant))}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("weight", self.weight, 0)
         check_range("backward", self.backward, 0)
         check_range("stability", self.stability, 0)
@@ -150,7 +153,7 @@ class CPCL(Method):
         logits = student.logits[: len(batch.image)]
         features = student.features[: len(batch.image)]
         weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
-        terms = {"supervised": Term(supervised_loss(logits, batch.label))}
+        terms = {"supervised": Term(both_classes_loss(logits, batch.label))}
         if self.stability:
             with torch.no_grad():
                 disturbed = noisy(images, self.noise_std, self.noise_limit, rng)
@@ -161,8 +164,7 @@ class CPCL(Method):
             with torch.no_grad():
                 teacher = nets["teacher"](batch.unlabelled)
                 taught = teacher.logits.softmax(1)
-                guess = (taught[:, 1] > taught[:, 0]).long()
-                theirs = prototypes(teacher.features, guess, taught)
+                theirs = prototypes(teacher.features, hard_label(taught), taught)
             ours = prototypes(features, batch.label, logits.softmax(1))
             forward = self.sharpness * similarity(teacher.features, paired(ours, len(theirs)))
             backward = self.sharpness * similarity(features, paired(theirs, len(ours)))
@@ -193,23 +195,7 @@ def prototypes(features: Tensor, label: Tensor, probability: Tensor) -> Tensor:
         (B, 2, F), zero for a class without voxels.
     """
     chosen = torch.stack([label == 0, label == 1], 1)
-    weight = (chosen * probability).flatten(2)
-    return weight @ features.flatten(2).mT / (weight.sum(2, keepdim=True) + 1e-5)
-
-
-def similarity(features: Tensor, prototype: Tensor) -> Tensor:
-    """Cosines (B, 2, X, Y, Z) of features (B, F, X, Y, Z) and prototypes (B, 2, F).
-
-    Vectors shorter than `SHORTEST` are divided by `SHORTEST`: after a ReLU a voxel's features can
-    be as good as zero, and the gradient of a cosine grows with 1 / length.
-    """
-    z = features.flatten(2)
-    cosine = (prototype / _length(prototype, 2)) @ z / _length(z, 1)
-    return cosine.view(*cosine.shape[:2], *features.shape[2:])
-
-
-def _length(vectors: Tensor, dim: int) -> Tensor:
-    return vectors.square().sum(dim, keepdim=True).clamp_min(SHORTEST**2).sqrt()
+    return class_means(features, chosen * probability, 1e-5)
 
 
 def paired(volumes: Tensor, number: int) -> Tensor:

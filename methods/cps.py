@@ -26,16 +26,18 @@ Deviations: see `CPS.deviations`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Step, Term
 from methods.common import (
     check_range,
-    cross_entropy,
+    cross_pseudo_supervision,
+    mean_predictor,
     predictor,
     sigmoid_rampup,
     supervised_loss,
@@ -74,6 +76,7 @@ class CPS(Method):
         "foreground and background.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    sizes: ClassVar[Mapping[str, int]] = {"first": 9_448_866, "second": 9_448_866}
 
     weight: float = 0.1
     rampup: float = 0.3
@@ -105,24 +108,4 @@ class CPS(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Either network, and the mean of their probabilities."""
         first, second = predictor(nets["first"]), predictor(nets["second"])
-
-        def mean(image: Tensor) -> Tensor:
-            return (first(image) + second(image)) / 2
-
-        return {"main": first, "second": second, "mean": mean}
-
-
-def cross_pseudo_supervision(first: Tensor, second: Tensor) -> Tensor:
-    """Cross-entropy of each network's scores (B, 2, X, Y, Z) to the other's hard labels, summed.
-
-    >>> sure = torch.tensor([-50.0, 50.0]).view(1, 2, 1, 1, 1)
-    >>> float(cross_pseudo_supervision(sure, sure))
-    0.0
-    """
-    towards_second = cross_entropy(first, hard_label(second)).mean()
-    return towards_second + cross_entropy(second, hard_label(first)).mean()
-
-
-def hard_label(logits: Tensor) -> Tensor:
-    """Class (B, X, Y, Z) of scores (B, 2, X, Y, Z), background where they are equal."""
-    return (logits[:, 1] > logits[:, 0]).long()
+        return {"main": first, "second": second, "mean": mean_predictor(first, second)}

@@ -21,7 +21,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            Sec. 4
 ====================  ==========================================  =======================
 
 Followed is the released trainer for the left atrium. Its ramp-up lasts the whole run of 6,000
-steps: with the `authors` recipe, set ``rampup=1``. Its networks have 9.4 and 17.9 million
+steps: the `authors` recipe sets ``rampup=1``. Its networks have 9.4 and 17.9 million
 parameters. Its published numbers are those of the last step, without selection, but means over 5
 folds of the left atrium and 4 of the pancreas, not over the field's usual test cases.
 Deviations: see `MCF.deviations`.
@@ -29,6 +29,7 @@ Deviations: see `MCF.deviations`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -36,7 +37,15 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
-from methods.common import check_range, cross_entropy, dice_loss, predictor, sigmoid_rampup
+from methods.common import (
+    check_range,
+    cross_entropy,
+    dice_loss,
+    hard_label,
+    mean_predictor,
+    predictor,
+    sigmoid_rampup,
+)
 
 
 @final
@@ -70,6 +79,8 @@ class MCF(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
+    sizes: ClassVar[Mapping[str, int]] = {"vnet": 9_448_866, "resnet": 17_930_354}
 
     weight: float = 0.1
     rampup: float = 0.3
@@ -116,11 +127,7 @@ class MCF(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """The mean of both networks, and each of them."""
         vnet, resnet = predictor(nets["vnet"]), predictor(nets["resnet"])
-        return {
-            "main": lambda image: (vnet(image) + resnet(image)) / 2,
-            "vnet": vnet,
-            "resnet": resnet,
-        }
+        return {"main": mean_predictor(vnet, resnet), "vnet": vnet, "resnet": resnet}
 
 
 def supervised(logits: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,8 +143,8 @@ def disagreement_error(logits: list[Tensor], label: Tensor) -> Tensor:
         label: (L, X, Y, Z).
     """
     p = [x.softmax(1)[:, 1] for x in logits]
-    first, second = (x.detach()[:, 1] > x.detach()[:, 0] for x in logits)
-    disputed = (first ^ second).to(p[0].dtype)
+    first, second = (hard_label(x) for x in logits)
+    disputed = (first != second).to(p[0].dtype)
     errors = (p[0] - label).square() + (p[1] - label).square()
     return (disputed * errors).sum() / (disputed.sum() + 1e-16)
 

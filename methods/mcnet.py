@@ -33,21 +33,26 @@ Deviations: see the ``deviations`` of `MCNet` and `MCNetPlus`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import permutations
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
-from methods.common import check_range, sigmoid_rampup
+from methods.common import (
+    check_range,
+    decoder_predictor,
+    linear_dice_loss,
+    mutual_consistency,
+    sigmoid_rampup,
+)
 
 
 @dataclass(frozen=True)
 class MutualConsistency(Method):
-    """What MC-Net and MC-Net+ share, and CC-Net with them; see the module docstring.
+    """What MC-Net and MC-Net+ share; see the module docstring.
 
     weight:      of the consistency term after ramp-up.
     rampup:      fraction of the run until then; 0.3 is 6,000 of 20,000 steps.
@@ -65,6 +70,7 @@ class MutualConsistency(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
 
     weight: float = 1.0
     rampup: float = 0.3
@@ -96,16 +102,13 @@ class MutualConsistency(Method):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Decoder 1, which the papers report, the others, and the mean of all."""
-
-        def mean_of(*which: int) -> Predictor:
-            def predict(image: Tensor) -> Tensor:
-                outputs = nets["student"](image)
-                return torch.stack([outputs[i].logits.softmax(1) for i in which]).mean(0)
-
-            return predict
-
-        others = {f"decoder{i + 1}": mean_of(i) for i in range(1, self.decoders)}
-        return {"main": mean_of(0), **others, "mean": mean_of(*range(self.decoders))}
+        student = nets["student"]
+        others = {f"decoder{i + 1}": decoder_predictor(student, i) for i in range(1, self.decoders)}
+        return {
+            "main": decoder_predictor(student, 0),
+            **others,
+            "mean": decoder_predictor(student),
+        }
 
 
 @final
@@ -126,6 +129,7 @@ class MCNet(MutualConsistency):
 }"""
     network: ClassVar[str] = "vnet-two-decoders-trilinear"
     decoders: ClassVar[int] = 2
+    sizes: ClassVar[Mapping[str, int]] = {"student": 12_347_716}
 
 
 @final
@@ -148,35 +152,4 @@ class MCNetPlus(MutualConsistency):
 }"""
     network: ClassVar[str] = "vnet-three-decoders"
     decoders: ClassVar[int] = 3
-
-
-def mutual_consistency(log_odds: Sequence[Tensor], temperature: float) -> Tensor:
-    r"""Sum over ordered pairs of decoders of the mean squared difference of p_i and s(p_j).
-
-    Of two classes each contributes the same, so the foreground alone has the mean of both; and
-    :math:`s(\sigma(z)) = \sigma(z / T)`, which neither under- nor overflows.
-
-    Args:
-        log_odds: of the foreground, of each decoder; at least two of one shape.
-        temperature: T.
-    """
-    pairs = permutations(log_odds, 2)
-    return torch.stack(
-        [(a.sigmoid() - (b / temperature).sigmoid()).square().mean() for a, b in pairs]
-    ).sum()
-
-
-def linear_dice_loss(probability: Tensor, target: Tensor, smooth: float = 1e-8) -> Tensor:
-    r"""Soft Dice loss over the whole batch, :math:`1 - (2 \sum p t + e) / (\sum p + \sum t + e)`.
-
-    Args:
-        probability: of the foreground, any shape.
-        target: foreground indicator of the same shape.
-        smooth: e.
-
-    >>> float(linear_dice_loss(torch.tensor([0.5, 0.5]), torch.tensor([True, False])))
-    0.5
-    """
-    target = target.to(probability.dtype)
-    overlap = (probability * target).sum()
-    return 1 - (2 * overlap + smooth) / (probability.sum() + target.sum() + smooth)
+    sizes: ClassVar[Mapping[str, int]] = {"student": 15_246_566}

@@ -21,6 +21,7 @@ Deviations, those of the field's 3D adaptation: see `MeanTeacher.deviations`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, final
@@ -76,6 +77,7 @@ class MeanTeacher(Method):
         "The ramp-up is a fraction of the run and rises every step.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     weight: float = 0.1
     rampup: float = 0.3

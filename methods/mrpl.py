@@ -33,6 +33,7 @@ predictor "mean" here is the mean of the probabilities. Deviations: see `MRPL.de
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -51,9 +52,16 @@ from methods.base import (
     Step,
     Term,
 )
-from methods.common import check_range, cross_entropy, sigmoid_rampup
-from methods.mcnet import linear_dice_loss
-from methods.uamt import predictive_entropy
+from methods.common import (
+    check_range,
+    class_means,
+    cross_entropy,
+    decoder_predictor,
+    hard_label,
+    linear_dice_loss,
+    predictive_entropy,
+    sigmoid_rampup,
+)
 
 
 @final
@@ -85,6 +93,8 @@ class MRPL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=15_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 0.4}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 12_347_716}
 
     weight: float = 1.0
     rampup: float = 0.3
@@ -111,15 +121,12 @@ class MRPL(Method):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Decoder 1, which the paper reports, decoder 2, and the mean of both."""
-
-        def mean_of(*which: int) -> Predictor:
-            def predict(image: Tensor) -> Tensor:
-                outputs = nets["student"](image)
-                return torch.stack([outputs[i].logits.softmax(1) for i in which]).mean(0)
-
-            return predict
-
-        return {"main": mean_of(0), "decoder2": mean_of(1), "mean": mean_of(0, 1)}
+        student = nets["student"]
+        return {
+            "main": decoder_predictor(student, 0),
+            "decoder2": decoder_predictor(student, 1),
+            "mean": decoder_predictor(student),
+        }
 
 
 def mutual_learning(student: NetOutput, teacher: NetOutput) -> Tensor:
@@ -130,7 +137,7 @@ def mutual_learning(student: NetOutput, teacher: NetOutput) -> Tensor:
     p, q = student.logits.detach().softmax(1), teacher.logits.detach().softmax(1)
     gate = (predictive_entropy(p) > predictive_entropy(q)).squeeze(1)
     weight = gate * reliability(teacher.features.detach(), q)
-    loss = cross_entropy(student.logits, (q[:, 1] > q[:, 0]).long())
+    loss = cross_entropy(student.logits, hard_label(q))
     return (weight * loss).sum() / (gate.sum() + 1e-6)
 
 
@@ -147,9 +154,8 @@ def reliability(features: Tensor, probability: Tensor) -> Tensor:
     Returns:
         (B, X, Y, Z), in [-1, 1].
     """
-    foreground = (probability[:, 1] > probability[:, 0]).flatten(1)
-    member = torch.stack([~foreground, foreground], 1).to(features.dtype)
+    foreground = hard_label(probability)
+    prototypes = class_means(features, torch.stack([1 - foreground, foreground], 1), 1e-6)
     embedding = features.flatten(2)
-    prototypes = member @ embedding.mT / (member.sum(2, keepdim=True) + 1e-6)
     similarity = F.normalize(prototypes, dim=2) @ F.normalize(embedding, dim=1, eps=1e-8)
     return 1 - (similarity.view_as(probability) - probability).square().mean(1)

@@ -125,7 +125,9 @@ class SASSNet(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
     adam: ClassVar[Mapping[str, Adam]] = MappingProxyType({"critic": Adam(1e-4, (0.9, 0.99))})
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_883, "critic": 11_020_290}
 
     weight: float = 0.01
     rampup: float = 0.3

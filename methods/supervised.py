@@ -18,6 +18,7 @@ normalisation and dropout, no residual connections.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -51,6 +52,7 @@ class Supervised(Method):
         "The network has batch normalisation and dropout and no residual connections.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label")
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866}
 
     def init(self, build: NetworkFactory) -> nn.ModuleDict:
         """One network."""

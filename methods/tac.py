@@ -31,7 +31,7 @@ The release evaluates once, after the last step. The TCSeg paper prints 84.73 (8
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -76,6 +76,7 @@ class TAC(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     authors: ClassVar[Recipe | None] = Recipe("authors", schedule="poly", steps=6_000)
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_472_414}
 
     structure: float = 1.0
     context: float = 0.5

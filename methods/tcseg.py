@@ -63,26 +63,37 @@ Deviations: see `TCSeg.deviations`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, final, get_args
 
 import numpy as np
 import torch
-from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Batch, Fidelity, Method, NetOutput, NetworkFactory, Predictor, Step, Term
-from methods.common import check_range, cross_entropy, ema_, frozen, sigmoid_rampup, warm_decay
+from methods.common import (
+    check_choice,
+    check_range,
+    class_means,
+    cross_entropy,
+    decoder_predictor,
+    ema_,
+    frozen,
+    hard_label,
+    linear_dice_loss,
+    sigmoid_rampup,
+    similarity,
+    warm_decay,
+)
+from methods.components import largest_component
 
 Variant = Literal["paper", "released"]
 Pair = Sequence[Tensor]
 """The same quantity of decoder 1 and decoder 2."""
 
 EPSILON = 1e-6
-SHORTEST = 0.1
-"""Length below which a vector counts as this long; embeddings and prototypes are about 4 long."""
 ELEMENT = 7
 """Width of the largest dilation element in voxels."""
 MINIMUM = 100
@@ -95,11 +106,6 @@ def confidence(views: Sequence[Tensor]) -> Tensor:
     Eq. 6 before its maximum: for two classes C = max(w, 1 - w), and w keeps which class is meant.
     """
     return torch.stack([view[:, 1] for view in views]).mean(0)
-
-
-def predicted(p: Tensor) -> Tensor:
-    """Class (B, X, Y, Z) of probabilities (B, 2, X, Y, Z): their argmax, which is slow on CPUs."""
-    return (p[:, 1] > p[:, 0]).long()
 
 
 def band(w: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
@@ -123,26 +129,9 @@ def prototypes(features: Tensor, probability: Tensor, confident: Tensor) -> Tens
     Returns:
         (B, 2, F), zero for a class without such voxels.
     """
-    foreground = predicted(probability).bool()
+    foreground = hard_label(probability).bool()
     chosen = torch.stack([~foreground, foreground], 1) & confident.unsqueeze(1)
-    weight = chosen.flatten(2).to(features.dtype)
-    return weight @ features.flatten(2).mT / (weight.sum(2, keepdim=True) + EPSILON)
-
-
-def similarity(features: Tensor, prototype: Tensor) -> Tensor:
-    """Cosine q (B, 2, X, Y, Z) of embeddings (B, F, X, Y, Z) and prototypes (B, 2, F), eq. 9.
-
-    Vectors shorter than `SHORTEST` are divided by `SHORTEST`: they have little direction, and the
-    gradient of a cosine grows with 1 / length, a prototype's with that of a whole volume.
-    """
-    z = features.flatten(2)
-    cosine = (prototype / _length(prototype, 2)) @ z / _length(z, 1)
-    return cosine.view(*cosine.shape[:2], *features.shape[2:])
-
-
-def _length(vectors: Tensor, dim: int) -> Tensor:
-    """Norms to divide by, at least `SHORTEST`."""
-    return vectors.square().sum(dim, keepdim=True).clamp_min(SHORTEST**2).sqrt()
+    return class_means(features, chosen, EPSILON)
 
 
 def reliable(disagreements: Sequence[Tensor], tolerance: float) -> Tensor:
@@ -204,18 +193,10 @@ def perturbation_mask(unreliable: Tensor, element: Tensor, *, released: bool = F
         groups=len(mask),
     )
     dilated = (count.squeeze(0) > 0.5).cpu().numpy()
-    largest = [_largest_component(volume, MINIMUM if released else 1) for volume in dilated]
+    if released:
+        dilated[dilated.sum((1, 2, 3)) < MINIMUM] = False
+    largest = [largest_component(volume, corners=False) for volume in dilated]
     return torch.from_numpy(np.stack(largest)).to(unreliable.device)
-
-
-def _largest_component(mask: np.ndarray, minimum: int) -> np.ndarray:
-    """Largest face-connected component, empty when the mask has fewer voxels than `minimum`."""
-    labels, _ = ndimage.label(mask)
-    sizes = np.bincount(labels.ravel())[1:]
-    if sizes.sum() < minimum:
-        return np.zeros_like(mask)
-    largest: np.ndarray = labels == sizes.argmax() + 1
-    return largest
 
 
 def random_elements(number: int, draw: np.random.Generator) -> np.ndarray:
@@ -260,13 +241,11 @@ def mixed_loss(logits: Pair, labels: Pair) -> Tensor:
 
 def supervised(logits: Pair, label: Tensor) -> Tensor:
     """Foreground Dice with linear denominators plus cross-entropy, of both decoders: eq. 20."""
-    first, second = (_dice(x, label) + cross_entropy(x, label).mean() for x in logits)
+    first, second = (
+        linear_dice_loss(x.softmax(1)[:, 1], label == 1) + cross_entropy(x, label).mean()
+        for x in logits
+    )
     return first + second
-
-
-def _dice(logits: Tensor, label: Tensor, smooth: float = 1e-8) -> Tensor:
-    p, y = logits.softmax(1)[:, 1], (label == 1).float()
-    return 1 - (2 * (p * y).sum() + smooth) / (p.sum() + y.sum() + smooth)
 
 
 class Views(NamedTuple):
@@ -330,6 +309,7 @@ class TCSeg(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     version: ClassVar[int] = 2
+    sizes: ClassVar[Mapping[str, int]] = {"student": 12_347_716, "teacher": 12_347_716}
 
     variant: Variant = "paper"
     tau: float = 0.05
@@ -346,8 +326,7 @@ class TCSeg(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("tau", self.tau, 0, 2)
         check_range("tau_min", self.tau_min, 0, 0.5)
         check_range("tau_max", self.tau_max, 0.5, 1)
@@ -408,7 +387,7 @@ class TCSeg(Method):
             mask = self._mixing_mask(views, step, rng)
             pair = torch.arange(len(mask), device=mask.device) % n
             mixed = nets["student"](mix(mask.unsqueeze(1), batch.image[pair], batch.unlabelled))
-            labels = [mix(mask, batch.label[pair], predicted(x)) for x in p_t]
+            labels = [mix(mask, batch.label[pair], hard_label(x)) for x in p_t]
             value = mixed_loss([output.logits for output in mixed], labels)
             terms["mixed"] = Term(value, 0.5 if self.released else 1.0)
         return terms
@@ -420,20 +399,15 @@ class TCSeg(Method):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Student decoder 1, decoder 2, their mean; decoder 1 of the teacher."""
-
-        def decoders(role: str, *which: int) -> Predictor:
-            def predict(images: Tensor) -> Tensor:
-                outputs = nets[role](images)
-                return torch.stack([outputs[i].logits.softmax(1) for i in which]).mean(0)
-
-            return predict
-
+        student = nets["student"]
         found = {
-            "main": decoders("student", 0),
-            "decoder2": decoders("student", 1),
-            "mean": decoders("student", 0, 1),
+            "main": decoder_predictor(student, 0),
+            "decoder2": decoder_predictor(student, 1),
+            "mean": decoder_predictor(student),
         }
-        return found | {"teacher": decoders("teacher", 0)} if self.calibrated else found
+        if self.calibrated:
+            found["teacher"] = decoder_predictor(nets["teacher"], 0)
+        return found
 
     def _band(self, w: Tensor) -> tuple[Tensor, Tensor]:
         return band(w, *((self.tau_min, self.tau_max) if self.use_confidence else (0.5, 0.5)))
@@ -466,13 +440,13 @@ class TCSeg(Method):
         if not self.released:
             certain = self._reliable(views.u)
             positive, negative = (side & certain for side in self._band(views.w))
-            return pseudo_label_loss(logits, predicted(p), (positive, negative))
+            return pseudo_label_loss(logits, hard_label(p), (positive, negative))
         own = [self._distance(q, p) * self._scale for q in views.q[peer : peer + 1]]
         certain = self._reliable([views.u[0], *views.u[2:], *own])
         larger = torch.maximum(p[:, 0], p[:, 1])
         positive, negative = self._band(larger)[0], self._band(1 - larger)[1]
         masks = (positive & certain, negative & certain)
-        return pseudo_label_loss(logits, predicted(p), masks, (larger, 1 - larger))
+        return pseudo_label_loss(logits, hard_label(p), masks, (larger, 1 - larger))
 
     def _mixing_mask(self, views: Views, step: Step, rng: torch.Generator) -> Tensor:
         """Where a mixed volume shows the unlabelled one, (U, X, Y, Z) bool."""

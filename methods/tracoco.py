@@ -39,7 +39,7 @@ Deviations: see `TraCoCo.deviations`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
 
@@ -49,13 +49,15 @@ from torch.nn import functional as F
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
 from methods.common import (
+    check_choice,
     check_range,
     cross_entropy,
+    hard_label,
+    mean_predictor,
     predictor,
     sigmoid_rampup,
     supervised_loss,
 )
-from methods.cps import hard_label
 
 Variant = Literal["fixed", "released"]
 
@@ -104,6 +106,7 @@ class TraCoCo(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", learning_rate=0.05, schedule="poly", steps=9_000
     )
+    sizes: ClassVar[Mapping[str, int]] = {"first": 9_448_866, "second": 9_448_866}
 
     variant: Variant = "fixed"
     weight: float = 0.3
@@ -116,8 +119,7 @@ class TraCoCo(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant is {self.variant!r}; it must be one of {get_args(Variant)}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("weight", self.weight, 0)
         check_range("rampup", self.rampup, 0, 1)
         check_range("translation", self.translation, 0)
@@ -166,11 +168,7 @@ class TraCoCo(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """Either network, and the mean of their probabilities."""
         first, second = predictor(nets["first"]), predictor(nets["second"])
-
-        def mean(image: Tensor) -> Tensor:
-            return (first(image) + second(image)) / 2
-
-        return {"main": first, "second": second, "mean": mean}
+        return {"main": first, "second": second, "mean": mean_predictor(first, second)}
 
     def _disturbed(self, image: Tensor, rng: torch.Generator) -> Tensor:
         uniform = torch.rand(image.shape, generator=rng, device=image.device, dtype=image.dtype)

@@ -19,26 +19,30 @@ lambda(t)             ``weight`` times sigmoid ramp-up            Sec. 3
 ====================  ==========================================  ===================
 
 Followed is the released script for consistency on unlabelled volumes. Its ramp-up lasts the whole
-run of 6,000 steps: with the `authors` recipe, set ``rampup=1``.
+run of 6,000 steps: the `authors` recipe sets ``rampup=1``. Its test script loads the last step.
 Deviations: see `UAMT.deviations`.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
 from methods.common import (
     check_range,
     ema_,
+    entropy_threshold,
     frozen,
+    masked_distance,
+    mean_of_passes,
     noisy,
+    predictive_entropy,
     predictor,
     sigmoid_rampup,
     supervised_loss,
@@ -82,6 +86,8 @@ class UAMT(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", schedule="step", milestones=(2500 / 6000, 5000 / 6000), steps=6_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}
 
     weight: float = 0.1
     rampup: float = 0.3
@@ -114,23 +120,15 @@ class UAMT(Method):
         images = torch.cat([batch.image, unlabelled])
         logits, free = nets["student"](images).logits.split([len(batch.image), len(unlabelled)])
         with torch.no_grad():
-            goal = self._teach(nets["teacher"], unlabelled, rng)
-            twice = torch.cat([unlabelled, unlabelled])
-            total = torch.zeros_like(goal)
-            for _ in range(self.passes // 2):
-                first, second = self._teach(nets["teacher"], twice, rng).chunk(2)
-                total += first + second
-            sure = predictive_entropy(total / self.passes) < entropy_threshold(step)
+            noise = (self.noise_std, self.noise_limit, rng)
+            goal = nets["teacher"](noisy(unlabelled, *noise)).logits.softmax(1)
+            mean = mean_of_passes(nets["teacher"], unlabelled, self.passes, *noise)
+            sure = predictive_entropy(mean) < entropy_threshold(step)
         weight = self.weight * sigmoid_rampup(step.fraction, self.rampup)
         return {
             "supervised": Term(supervised_loss(logits, batch.label)),
             "consistency": Term(masked_distance(free.softmax(1), goal, sure), weight),
         }
-
-    def _teach(self, teacher: nn.Module, image: Tensor, rng: torch.Generator) -> Tensor:
-        disturbed = noisy(image, self.noise_std, self.noise_limit, rng)
-        probability: Tensor = teacher(disturbed).logits.softmax(1)
-        return probability
 
     def after_step(self, nets: nn.ModuleDict, step: Step) -> None:
         """Move the teacher towards the student."""
@@ -139,19 +137,3 @@ class UAMT(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """The student, and its moving average."""
         return {"main": predictor(nets["student"]), "teacher": predictor(nets["teacher"])}
-
-
-def predictive_entropy(probability: Tensor) -> Tensor:
-    """Entropy in nats over the classes: (B, K, X, Y, Z) to (B, 1, X, Y, Z)."""
-    return -(probability * (probability + 1e-6).log()).sum(1, keepdim=True)
-
-
-def entropy_threshold(step: Step) -> float:
-    """Entropy below which a voxel counts, rising over the whole run to that of a fair coin."""
-    return (0.75 + 0.25 * sigmoid_rampup(step.fraction, 1.0)) * math.log(2)
-
-
-def masked_distance(probability: Tensor, goal: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared difference of (B, K, X, Y, Z) where the (B, 1, X, Y, Z) mask holds; else 0."""
-    distance = (mask * (probability - goal).square()).sum()
-    return distance / (probability.shape[1] * mask.sum() + 1e-16)

@@ -38,6 +38,7 @@ checkpoint that is best on validation. Deviations: see `UGMCL.deviations`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final, get_args
@@ -57,18 +58,22 @@ from methods.base import (
     Term,
 )
 from methods.common import (
+    check_choice,
     check_range,
     dice_loss,
     ema_,
+    entropy_threshold,
     frozen,
+    masked_distance,
+    mean_of_passes,
     noisy,
+    predictive_entropy,
     predictor,
+    segmentation,
     sigmoid_rampup,
     supervised_loss,
     warm_decay,
 )
-from methods.dtc import segmentation
-from methods.uamt import entropy_threshold, masked_distance, predictive_entropy
 
 Variant = Literal["fixed", "released"]
 
@@ -98,8 +103,9 @@ class UGMCL(Method):
   title   = {Uncertainty-guided mutual consistency learning for semi-supervised medical image
              segmentation},
   journal = {Artificial Intelligence in Medicine},
+  volume  = {138},
   pages   = {102476},
-  year    = {2022},
+  year    = {2023},
   doi     = {10.1016/j.artmed.2022.102476}
 }"""
     fidelity: ClassVar[Fidelity] = Fidelity.RELEASED_FIXED
@@ -115,6 +121,8 @@ class UGMCL(Method):
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled", "sdf")
     authors: ClassVar[Recipe | None] = Recipe("authors", steps=30_000)
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_883, "teacher": 9_448_883}
 
     variant: Variant = "fixed"
     guided: bool = False
@@ -129,8 +137,7 @@ class UGMCL(Method):
 
     def __post_init__(self) -> None:
         """Refuse values outside their ranges."""
-        if self.variant not in get_args(Variant):
-            raise ValueError(f"variant={self.variant!r}; known: {', '.join(get_args(Variant))}")
+        check_choice("variant", self.variant, get_args(Variant))
         check_range("beta", self.beta, 0)
         check_range("weight", self.weight, 0)
         check_range("rampup", self.rampup, 0, 1)
@@ -155,9 +162,10 @@ class UGMCL(Method):
         output = nets["student"](images)
         probability = output.logits.softmax(1)
         with torch.no_grad():
-            goal = self._teach(nets["teacher"], images, rng)
-            sure = predictive_entropy(self._mean(nets["teacher"], images, rng))
-            sure = sure < entropy_threshold(step)
+            noise = (self.noise_std, self.noise_limit, rng)
+            goal = nets["teacher"](noisy(images, *noise)).logits.softmax(1)
+            mean = mean_of_passes(nets["teacher"], images, self.passes, *noise)
+            sure = predictive_entropy(mean) < entropy_threshold(step)
         labelled = len(batch.image)
         shape = shape_of(output, self.sharpness)
         counted = sure if self.guided else torch.ones_like(sure)
@@ -180,20 +188,6 @@ class UGMCL(Method):
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """The student's segmentation head, and that of its moving average."""
         return {"main": predictor(nets["student"]), "teacher": predictor(nets["teacher"])}
-
-    def _teach(self, teacher: nn.Module, images: Tensor, rng: torch.Generator) -> Tensor:
-        disturbed = noisy(images, self.noise_std, self.noise_limit, rng)
-        probability: Tensor = teacher(disturbed).logits.softmax(1)
-        return probability
-
-    def _mean(self, teacher: nn.Module, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Mean probability of the stochastic passes."""
-        twice = torch.cat([images, images])
-        total = torch.zeros(())
-        for _ in range(self.passes // 2):
-            first, second = self._teach(teacher, twice, rng).chunk(2)
-            total = total.to(first) + first + second
-        return total / self.passes
 
 
 def shape_of(output: NetOutput, sharpness: float) -> Tensor:

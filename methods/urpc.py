@@ -33,7 +33,7 @@ Deviations: see `URPC.deviations`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -41,7 +41,7 @@ import torch
 from torch import Tensor, nn
 
 from methods.base import Batch, Fidelity, Method, NetworkFactory, Predictor, Recipe, Step, Term
-from methods.common import check_range, sigmoid_rampup, supervised_loss
+from methods.common import check_range, decoder_predictor, sigmoid_rampup, supervised_loss
 
 
 @final
@@ -80,6 +80,8 @@ class URPC(Method):
     authors: ClassVar[Recipe | None] = Recipe(
         "authors", learning_rate=0.1, schedule="poly", steps=60_000
     )
+    with_authors: ClassVar[Mapping[str, float]] = {"rampup": 1.0}
+    sizes: ClassVar[Mapping[str, int]] = {"student": 9_449_320}
 
     weight: float = 0.1
     rampup: float = 0.3
@@ -109,15 +111,8 @@ class URPC(Method):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         """The output at full resolution, which the paper reports, and the mean of all."""
-
-        def finest(image: Tensor) -> Tensor:
-            probability: Tensor = nets["student"](image)[0].logits.softmax(1)
-            return probability
-
-        def mean(image: Tensor) -> Tensor:
-            return torch.stack([o.logits.softmax(1) for o in nets["student"](image)]).mean(0)
-
-        return {"main": finest, "mean": mean}
+        student = nets["student"]
+        return {"main": decoder_predictor(student, 0), "mean": decoder_predictor(student)}
 
 
 def rectified_consistency(logits: Sequence[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ REPORTS: Final[dict[str, Report]] = {
     "table": Report(
         "every method under the protocol: median with its interval, maximum, mean ± std and more",
         table.write_table,
-        lambda facts: [table.sheet(facts), table.spread(facts)],
+        table.sheets,
         standard=True,
     ),
     "best-vs-last": Report(

@@ -53,7 +53,7 @@ _LOSS: Final = "#D55E00"
 def write_cases(facts: Facts, out: Path) -> list[Path]:
     """Write `cases-<protocol>.md`, `.csv`, `.tex`, `-hardest.csv`, `.png`, `.pdf` and `.svg`."""
     stem = f"{STEM}-{file_name(facts.rule.expression)}"
-    found, hard = differences(facts), hardest(facts)
+    found, hard = facts.once(differences), facts.once(hardest)
     return [
         *write_sheets(_sheets(facts, found, hard), found, out, stem),
         write_file(out / f"{stem}-hardest.csv", csv_text(hard)),
@@ -63,7 +63,7 @@ def write_cases(facts: Facts, out: Path) -> list[Path]:
 
 def show_cases(facts: Facts) -> list[Sheet]:
     """Both sheets."""
-    return _sheets(facts, differences(facts), hardest(facts))
+    return _sheets(facts, facts.once(differences), facts.once(hardest))
 
 
 def differences(facts: Facts) -> pd.DataFrame:
@@ -78,7 +78,7 @@ def differences(facts: Facts) -> pd.DataFrame:
         reference_seeds. Cases by difference, the largest first.
     """
     frames = []
-    for setting, by_metric in tables(facts).items():
+    for setting, by_metric in facts.once(tables).items():
         methods = by_metric["dsc"]
         reference = _reference(facts, setting)
         for method in methods:
@@ -105,7 +105,7 @@ def hardest(facts: Facts) -> pd.DataFrame:
     wanted = set(facts.options.cases)
     rows: list[dict[str, Any]] = []
     known: set[str] = set()
-    for setting, by_metric in tables(facts).items():
+    for setting, by_metric in facts.once(tables).items():
         finished = {
             method: 100 * table[~np.isinf(table).any(axis=1)].mean()
             for method, table in by_metric["dsc"].items()

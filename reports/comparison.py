@@ -37,18 +37,18 @@ _PARTS: Final = ("seed", "case", "residual", "stopping")
 
 def write_comparison(facts: Facts, out: Path) -> list[Path]:
     """Write `comparison-<protocol>.md`, `.csv`, `.tex`, and `comparison-variance.csv`."""
-    pairs, variance = comparison(facts), variances(facts)
-    sheets = [comparison_sheet(facts, pairs), variance_sheet(facts, variance)]
+    pairs, variance = facts.once(comparison), facts.once(variances)
     stem = f"{STEM}-{file_name(facts.rule.expression)}"
     return [
-        *write_sheets(sheets, _plain(pairs), out, stem),
+        *write_sheets(show_comparison(facts), _plain(pairs), out, stem),
         write_file(out / f"{STEM}-variance.csv", csv_text(variance)),
     ]
 
 
 def show_comparison(facts: Facts) -> list[Sheet]:
     """Both sheets."""
-    return [comparison_sheet(facts, comparison(facts)), variance_sheet(facts, variances(facts))]
+    pairs, variance = facts.once(comparison), facts.once(variances)
+    return [comparison_sheet(facts, pairs), variance_sheet(facts, variance)]
 
 
 def tables(facts: Facts) -> dict[str, dict[str, dict[str, pd.DataFrame]]]:
@@ -96,7 +96,7 @@ def comparison(facts: Facts) -> pd.DataFrame:
         setting and what `protocols.comparison.compare` gives, DSC in percent.
     """
     frames = []
-    for setting, by_metric in tables(facts).items():
+    for setting, by_metric in facts.once(tables).items():
         for metric, methods in by_metric.items():
             scale = 100 if metric == "dsc" else 1
             scaled = {name: scale * table for name, table in methods.items()}
@@ -126,7 +126,7 @@ def variances(facts: Facts) -> pd.DataFrame:
     steps = facts.trajectory[facts.trajectory["predictor"] == MAIN]
     steps = steps.astype({"run": object})
     rows = []
-    for setting, by_metric in tables(last).items():
+    for setting, by_metric in last.once(tables).items():
         for metric, methods in by_metric.items():
             scale = 100 if metric == "dsc" else 1
             for label, table in methods.items():

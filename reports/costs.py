@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from reports.facts import Facts
+from protocols.rules import REPORTED
+from reports.facts import MAIN, Facts
 from reports.render import Section, Sheet, write_sheets
 from reports.table import NO_VALUE, number
 
 STEM: Final = "costs"
 _MEASURED: Final = ("seconds_per_step", "seconds_per_case", "peak_memory_bytes", "seconds")
 """Keys of a sidecar."""
+
+_COLUMNS: Final = (*_MEASURED[:2], "seconds_to_choose", *_MEASURED[2:])
 
 _KEYS: Final = ["setting", "label", "device"]
 
@@ -31,8 +36,9 @@ def costs(facts: Facts) -> pd.DataFrame:
 
     Returns:
         setting, label, device, `runs` (finished ones), and medians over them: parameters
-        (trainable), seconds_per_step, seconds_per_case, peak_memory_bytes, seconds (of a run).
-        NaN where a run has not recorded it.
+        (trainable), seconds_per_step, seconds_per_case, seconds_to_choose (what the best
+        checkpoint on the test set takes more than the last one), peak_memory_bytes, seconds (of a
+        run). NaN where a run has not recorded it.
     """
     runs = facts.finished
     measured = pd.DataFrame(
@@ -40,12 +46,13 @@ def costs(facts: Facts) -> pd.DataFrame:
         columns=list(_MEASURED),
         dtype=float,
     )
+    measured["seconds_to_choose"] = measured["seconds_per_case"] * _more(facts, runs["run"])
     devices = [_device(row) for row in runs.to_dict("records")]
     found = pd.concat([runs[["setting", "label", "parameters"]], measured], axis=1)
     groups = found.assign(device=devices).groupby(_KEYS, sort=False)
-    medians = groups[["parameters", *_MEASURED]].median(skipna=False)
+    medians = groups[["parameters", *_COLUMNS]].median(skipna=False)
     return medians.assign(runs=groups.size()).reset_index()[
-        [*_KEYS, "runs", "parameters", *_MEASURED]
+        [*_KEYS, "runs", "parameters", *_COLUMNS]
     ]
 
 
@@ -53,7 +60,8 @@ def sheet(values: pd.DataFrame) -> Sheet:
     """`costs` as text, a section per setting."""
     columns = (
         *(("", "method"), ("", "device"), ("", "runs"), ("parameters", "M")),
-        *(("training", "s/step"), ("evaluation", "s/case"), ("peak memory", "GB"), ("run", "time")),
+        *(("training", "s/step"), ("evaluation", "s/case"), ("evaluation", "to choose best")),
+        *(("peak memory", "GB"), ("run", "time")),
     )
     sections = [
         Section(str(setting), tuple(_row(row) for row in group.to_dict("records")))
@@ -63,7 +71,9 @@ def sheet(values: pd.DataFrame) -> Sheet:
         f"Medians over finished runs, of each number by itself; {NO_VALUE} where a run did not "
         "record it. Parameters: all that are trained.",
         "s/step: wall time of training over steps. s/case: wall time of segmenting one volume "
-        "with one predictor. Run: training, evaluation and pseudo-labels of all attempts.",
+        "with one predictor. To choose best: that time over the test cases of all evaluations but "
+        "the last, which the best checkpoint on the test set takes beyond the last one. Run: "
+        "training, evaluation and pseudo-labels of all attempts.",
         "Peak memory: what the networks took on a GPU, the whole process elsewhere, so these two "
         "do not compare; 1 GB is 10⁹ bytes.",
         "Times are those of the machine and of what else it did then: compare rows of one device.",
@@ -93,9 +103,19 @@ def _row(row: Mapping[Any, Any]) -> tuple[str, ...]:
         number(row["parameters"] / 1e6),
         number(row["seconds_per_step"], ".3f"),
         number(row["seconds_per_case"]),
+        duration(row["seconds_to_choose"]),
         number(row["peak_memory_bytes"] / 1e9),
         duration(row["seconds"]),
     )
+
+
+def _more(facts: Facts, runs: Iterable[str]) -> NDArray[np.float64]:
+    """How many test cases the main predictor of each run segmented before the last evaluation."""
+    steps = facts.trajectory
+    steps = steps[(steps["split"] == REPORTED) & (steps["predictor"] == MAIN)]
+    cases = steps.astype({"run": object}).sort_values("step").groupby("run")["cases"]
+    more = cases.sum() - cases.last()
+    return more.reindex(list(runs)).to_numpy(dtype=np.float64)
 
 
 def _device(run: Mapping[Any, Any]) -> str:

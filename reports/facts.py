@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import pandas as pd
 
@@ -20,6 +20,8 @@ from results.errors import UserError
 from results.lookup import find
 from results.schema import Stratum
 from results.store import Store
+
+_T = TypeVar("_T")
 
 MAIN: Final = "main"
 """The predictor that figures show: what the paper of a method reports."""
@@ -104,6 +106,16 @@ class Facts:
         rows = self.summary.drop_duplicates("identity")[["identity", "setting", "label"]]
         runs = with_identity(self.runs[self.runs["state"] == "finished"])
         return rows.merge(runs, on="identity", validate="1:m").drop(columns="section")
+
+    def once(self, make: Callable[[Facts], _T]) -> _T:
+        """What a function gives for these facts; it is called once, whoever asks."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return cast(_T, self._made[make])
+
+    @cached_property
+    def _made(self) -> dict[Callable[[Facts], Any], Any]:
+        return {}
 
     def outcomes(self, rule: Rule) -> pd.DataFrame:
         """One row per run and predictor; see `protocols.table.outcomes`."""

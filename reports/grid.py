@@ -22,8 +22,8 @@ from protocols.policies import POLICIES
 from protocols.rules import REPORTED, Rule
 from protocols.table import with_identity
 from reports.facts import MAIN, Facts
-from reports.render import Bold, Underlined
-from reports.table import FAILURE, NO_VALUE, number
+from reports.render import FAILURE, Bold, Underlined
+from reports.table import NO_VALUE, number
 
 NOTHING: Final = "No run has finished yet."
 

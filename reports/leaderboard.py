@@ -56,7 +56,7 @@ def rules(facts: Facts) -> list[Rule]:
 
 def leaderboard(facts: Facts) -> list[Sheet]:
     """Per profile and recipe: a section per protocol, methods by settings, DSC in percent."""
-    return [_board(facts, block) for block in blocks(facts, rules(facts))]
+    return [_board(facts, block) for block in facts.once(_blocks)]
 
 
 def all_metrics(facts: Facts) -> list[Sheet]:
@@ -64,7 +64,7 @@ def all_metrics(facts: Facts) -> list[Sheet]:
     sheets = []
     lead = [("", "method"), ("", "protocol"), ("", "over runs"), ("", "runs")]
     columns = (*lead, *(("", name) for name in metric_names().values()))
-    for block in blocks(facts, rules(facts)):
+    for block in facts.once(_blocks):
         for dataset, rows in block.rows.groupby("dataset"):
             own = [s for s in block.settings if s in set(rows["setting"])]
             sections = tuple(_setting_section(facts, block, setting) for setting in own)
@@ -73,12 +73,16 @@ def all_metrics(facts: Facts) -> list[Sheet]:
     return sheets
 
 
+def _blocks(facts: Facts) -> list[Block]:
+    return blocks(facts, rules(facts))
+
+
 def flat(facts: Facts) -> pd.DataFrame:
     """For other programs: one row per block, protocol, setting, method and statistic."""
     keys = ["profile", "recipe", "rule", "selected_on", "evaluations", "setting", "dataset"]
     keys += ["labelled", "unlabelled", "name", "version", "finished", "started"]
     tables = []
-    for block in blocks(facts, rules(facts)):
+    for block in facts.once(_blocks):
         for statistic, shown in SHOWN.items():
             numbers = {
                 ("dsc_percent" if metric == "dsc" else metric): [

@@ -47,7 +47,7 @@ _PLACE: Final = ["setting", "label", "predictor", "metric"]
 
 def write_optimism(facts: Facts, out: Path) -> list[Path]:
     """Write `optimism.md`, `.csv`, `.tex`, `.png`, `.pdf`, `.svg` and `optimism-null.csv`."""
-    values, chance = optimism(facts)
+    values, chance = facts.once(optimism)
     return [
         *write_sheets([sheet(facts, values)], values, out, STEM),
         write_file(out / f"{STEM}-null.csv", csv_text(chance)),
@@ -57,7 +57,7 @@ def write_optimism(facts: Facts, out: Path) -> list[Path]:
 
 def show_optimism(facts: Facts) -> list[Sheet]:
     """For a terminal."""
-    return [sheet(facts, optimism(facts)[0])]
+    return [sheet(facts, facts.once(optimism)[0])]
 
 
 def optimism(facts: Facts) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -11,14 +11,13 @@ from math import isinf, nan
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from protocols.audit import GROUP, audit
 from protocols.rules import REPORTED, Best, Last, Rule, Val
 from reports.facts import MAIN, Facts
-from reports.render import Section, Sheet, write_sheets
-from reports.table import FAILURE, NO_VALUE, file_name, number
+from reports.render import FAILURE, Section, Sheet, write_sheets
+from reports.table import NO_VALUE, file_name, number
 from results.errors import UserError
 from results.published import SPLIT_HERE, published
 
@@ -70,9 +69,7 @@ def write_published(facts: Facts, out: Path) -> list[Path]:
     """Write `published-<protocol>.md`, `.csv` and `.tex`; return the paths."""
     rows = beside(facts, published())
     stem = "published-" + file_name(facts.rule.expression)
-    values = rows[["dsc_percent", "asd", "hd95"]]
-    flat = rows.assign(**values.astype(object).mask(np.isinf(values), FAILURE))
-    return write_sheets([sheet(facts, rows)], flat, out, stem)
+    return write_sheets([sheet(facts, rows)], rows, out, stem)
 
 
 def show_published(facts: Facts) -> list[Sheet]:

@@ -29,7 +29,7 @@ STEM: Final = "ranks"
 def write_ranks(facts: Facts, out: Path) -> list[Path]:
     """Write `ranks-<protocol>.md`, `.csv`, `.tex`, and `-agreement.csv`, `-stability.csv`."""
     stem = f"{STEM}-{file_name(facts.rule.expression)}"
-    placed, drawn = placings(facts), stability(facts)
+    placed, drawn = facts.once(placings), facts.once(stability)
     return [
         *write_sheets(_sheets(facts, placed, drawn), placed, out, stem),
         write_file(out / f"{stem}-agreement.csv", csv_text(_agreements(placed))),
@@ -39,7 +39,7 @@ def write_ranks(facts: Facts, out: Path) -> list[Path]:
 
 def show_ranks(facts: Facts) -> list[Sheet]:
     """All sheets."""
-    return _sheets(facts, placings(facts), stability(facts))
+    return _sheets(facts, facts.once(placings), facts.once(stability))
 
 
 def placings(facts: Facts) -> pd.DataFrame:
@@ -87,7 +87,8 @@ def stability(facts: Facts) -> pd.DataFrame:
         setting, method, mean (rank), and `rank_1`, `rank_2`, ...: shares of the draws.
     """
     frames = []
-    for setting, by_metric in tables(replace(facts, rule=_resampled(facts.rule))).items():
+    resampled = facts if not facts.rule.by_case else replace(facts, rule=Last())
+    for setting, by_metric in resampled.once(tables).items():
         rng = generator(facts, STEM, setting)
         drawn = rank_distribution(by_metric["dsc"], "dsc", rng).reset_index()
         drawn = drawn.rename(columns={c: f"rank_{c}" for c in drawn if isinstance(c, int)})

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from math import isinf
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from results.errors import UserError
+
+FAILURE: Final = "failed"
+"""Stands where a statistic is that of a failed run."""
 
 _GAP: Final = 3
 """Between columns on a terminal."""
@@ -244,13 +248,13 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def csv_cell(value: object) -> str:
-    """One value; NaN is empty.
+    """One value; NaN is empty, and what is infinite is that of a failed run.
 
-    >>> csv_cell("=HYPERLINK(1)"), csv_cell(-0.5), csv_cell(float("nan"))
-    ("'=HYPERLINK(1)", '-0.5000', '')
+    >>> csv_cell("=HYPERLINK(1)"), csv_cell(-0.5), csv_cell(float("nan")), csv_cell(float("-inf"))
+    ("'=HYPERLINK(1)", '-0.5000', '', 'failed')
     """
     if isinstance(value, float):
-        return "" if value != value else f"{value:.4f}"
+        return FAILURE if isinf(value) else "" if value != value else f"{value:.4f}"
     if not isinstance(value, str):
         return str(value)
     text = one_line(value)

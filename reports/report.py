@@ -61,7 +61,7 @@ def write_report(
     shown = [s for report in chosen if report.show for s in report.show(facts)]
     if not chosen:
         chosen = [report for report in REPORTS.values() if report.standard]
-        shown = [sheet(facts)]
+        shown = [facts.once(sheet)]
     paths = [path for report in chosen for path in report.write(facts, out)]
     return Written(tuple(map(console, shown)), facts.summary, tuple(paths))
 

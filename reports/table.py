@@ -7,7 +7,6 @@ from math import isinf
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pandas as pd
 
 from protocols.intervals import LEVEL, median_rank, order_words
@@ -16,12 +15,9 @@ from protocols.policies import POLICIES
 from protocols.rules import REPORTED, Rule
 from protocols.statistics import EXACT, STATISTICS, STUDENT
 from reports.facts import MAIN, Facts
-from reports.render import Section, Sheet, write_sheets
+from reports.render import FAILURE, Section, Sheet, write_sheets
 
 NO_VALUE: Final = "–"
-
-FAILURE: Final = "failed"
-"""Stands where a statistic is that of a failed run."""
 
 _FAILED_RUNS: Final = (
     "A failed run counts as worse than any number: in medians, intervals of the median, and the "
@@ -34,7 +30,12 @@ _FAILED_RUNS: Final = (
 def write_table(facts: Facts, out: Path) -> list[Path]:
     """Write `table-<protocol>.md`, `.csv` and `.tex`; return the paths."""
     stem = "table-" + file_name(facts.rule.expression)
-    return write_sheets([sheet(facts), spread(facts)], flat(facts), out, stem)
+    return write_sheets(sheets(facts), flat(facts), out, stem)
+
+
+def sheets(facts: Facts) -> list[Sheet]:
+    """Both: the main table, and every statistic."""
+    return [facts.once(sheet), facts.once(spread)]
 
 
 def file_name(protocol: str) -> str:
@@ -123,8 +124,7 @@ def flat(facts: Facts) -> pd.DataFrame:
     numbers = {f"{m}_{s}": f"{m}_{s}" for m in METRICS for s in (*STATISTICS, "gap")}
     numbers = {k: k.replace("dsc_", "dsc_percent_") for k in numbers}
     scaled = {k: summary[k] * (100 if k.startswith("dsc_") else 1) for k in numbers}
-    failures = {k: v.astype(object).mask(np.isinf(v), FAILURE) for k, v in scaled.items()}
-    table = summary.assign(policy=facts.policy, **failures)
+    table = summary.assign(policy=facts.policy, **scaled)
     first = ["setting", "label", "predictor", "finished", "failed", "started", "rule"]
     first += ["selected_on", "evaluations", "policy", "unit"]
     rest = [c for c in table.columns if c not in first and c not in numbers]

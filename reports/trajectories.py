@@ -77,6 +77,7 @@ def draw(values: pd.DataFrame) -> Figure:
         for label, group in values[values["setting"] == setting].groupby("label"):
             _draw_method(axes, group, palette[str(label)])
     handles = [Line2D([], [], color=palette[name], linewidth=2.2, label=name) for name in palette]
+    handles.append(Line2D([], [], color=GREY, linewidth=2.2, label="median over runs"))
     handles += [
         Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="one run"),
         Line2D([], [], color=GREY, marker="o", markersize=5, linestyle="", label="its last"),

@@ -86,7 +86,12 @@ def load_masks(
     rows = store.read("predictions", [run])
     where = f"the predictions of run {run}"
     for column, wanted, advice in (
-        ("step", step, "; `bench run --keep-predictions all` into another store keeps all steps"),
+        (
+            "step",
+            step,
+            "; report with --protocol last, or keep all steps by `bench run --keep-predictions "
+            "all` into another store",
+        ),
         ("predictor", predictor, ""),
     ):
         kept = sorted(set(rows[column]))

@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmark import catalogue
 from benchmark.data import SOURCES
+from benchmark.data.splits import split_names
 from benchmark.profiles import PROFILES
 from methods import METHODS
 from protocols.rules import RULES, signature
@@ -42,28 +44,33 @@ def profiles() -> str:
 
 
 def datasets() -> str:
-    """Dataset cards."""
+    """Dataset cards, and what a reader must know of each."""
+    cards = [source.card for source in SOURCES.values()]
     rows = [
-        (f"`{c.name}`", c.title, c.modality, c.structure, c.unit, c.licence)
-        for c in (source.card for source in SOURCES.values())
+        (
+            f"`{c.name}`",
+            f"{c.title}: {c.structure}, {c.modality}",
+            c.source,
+            c.licence,
+            c.size,
+            "/".join(map(str, c.counts)),
+            ", ".join(f"`{name}`" for name in split_names(c.name)),
+            c.unit,
+        )
+        for c in cards
     ]
-    head = ("dataset", "title", "modality", "structure", "distances in", "licence")
-    return markdown(head, rows)
+    head = (
+        *("dataset", "what", "from", "licence", "size"),
+        *("train/val/test", "other splits", "distances in"),
+    )
+    said = [f"- `{c.name}`: {' '.join(c.notes)}" for c in cards]
+    return "\n".join([markdown(head, rows), "", "What a reader of a table must know:", "", *said])
 
 
 def methods() -> str:
-    """Methods and whom they follow."""
-    rows = [
-        (
-            f"`{m.name}`",
-            m.title,
-            m.paper,
-            str(m.fidelity),
-            "common, authors" if m.authors else "common",
-        )
-        for m in METHODS
-    ]
-    return markdown(("method", "title", "paper", "follows", "recipes"), rows)
+    """Methods: whom they follow, how large they are, where numbers of them are printed."""
+    rows = [(f"`{name}`", *rest) for name, *rest in catalogue.rows(METHODS)]
+    return markdown(("method", *catalogue.HEAD[1:]), rows)
 
 
 def rules() -> str:

@@ -22,8 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from scipy import ndimage
 
-from benchmark.data.base import Volume
-from benchmark.data.sampling import Sampler
+from benchmark import seeding
+from benchmark.data import SOURCES, open_dataset
+from benchmark.data.base import SPLITS, Volume
+from benchmark.data.coding import encode
+from benchmark.data.sampling import Sampler, draw_rotflip, draw_start
 from benchmark.inference import sliding_window
 from benchmark.metrics import case_metrics, prepare_reference
 from tests import made_store
@@ -48,10 +51,12 @@ def main() -> None:
             table.add_row(name, f"{a:.1f}", f"{b:.1f}", f"{a / b:.1f}x", equality)
         row, cost = reporting(Path(folder) / "store")
         table.add_row(*row)
+        table.add_row(*disk_row(Path(folder)))
     console = Console(width=120)
     console.print(f"{source}, shape {label.shape}; CPU time, one thread, {ROUNDS} rounds")
     console.print(table)
     console.print(cost)
+    console.print(patches_line(image, label))
 
 
 def load_volume() -> tuple[NDArray[np.float32], NDArray[np.uint8], str]:
@@ -127,31 +132,82 @@ def window_row(image: NDArray[np.float32]) -> Row:
     return "sliding window, zero-cost network", field, ours, f"{differing} differing voxels"
 
 
+def patch_sampler(image: NDArray[np.float32], label: NDArray[np.uint8]) -> Sampler:
+    """One labelled patch a step from one volume."""
+    volume = Volume(encode(image[None]), label, (1.0, 1.0, 1.0))
+    return Sampler(
+        {"case": volume}, ["case"], [], PATCH, "rotflip", ("image", "label"), 0, labelled_batch=1
+    )
+
+
 def loading_row(image: NDArray[np.float32], label: NDArray[np.uint8], folder: Path) -> Row:
     """One augmented labelled patch, against opening and unpacking an .h5 file for each item."""
     path = folder / "mri_norm2.h5"
     with h5py.File(path, "w") as file:
         file.create_dataset("image", data=image, compression="gzip")
         file.create_dataset("label", data=label, compression="gzip")
-    volume = Volume(image[None], label, (1.0, 1.0, 1.0))
-    sampler = Sampler(
-        {"case": volume}, ["case"], [], PATCH, "rotflip", ("image", "label"), 0, labelled_batch=1
-    )
-    steps = itertools.count()
+    sampler = patch_sampler(image, label)
 
-    def field() -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    def field(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         with h5py.File(path) as file:
-            x, y = file["image"][:], file["label"][:]
-        x, y = np.flip(np.rot90(x, 1), 0).copy(), np.flip(np.rot90(y, 1), 0).copy()
-        cut = tuple(slice(0, p) for p in PATCH)
-        return x[cut].copy(), y[cut].astype(np.int64)
+            arrays = [file["image"][:], file["label"][:]]
+        rng = seeding.generator(sampler.seed, "augment", step, 0)
+        k, axis = draw_rotflip(rng)
+        arrays = [np.flip(np.rot90(a, k), axis).copy() for a in arrays]
+        start = draw_start(rng, arrays[0].shape, PATCH)
+        cut = tuple(slice(s, s + p) for s, p in zip(start, PATCH, strict=True))
+        x, y = (a[cut] for a in arrays)
+        return torch.from_numpy(x[None].copy()), torch.from_numpy(y.astype(np.int64))
 
+    differing = 0
+    for step in range(8):
+        batch, (x, y) = sampler(step), field(step)
+        differing += int((batch.image[0] != x).sum() + (batch.label[0] != y).sum())
+    theirs, ours = itertools.count(), itertools.count()
     return (
         "loading one augmented patch",
-        field,
-        lambda: sampler(next(steps)),
-        "same patch for the same offsets (tests)",
+        lambda: field(next(theirs)),
+        lambda: sampler(next(ours)),
+        f"{differing} differing voxels",
     )
+
+
+def patches_line(image: NDArray[np.float32], label: NDArray[np.uint8]) -> str:
+    """How many augmented labelled patches one core makes in a second, by the median."""
+    sampler = patch_sampler(image, label)
+    spent = []
+    for step in range(200):
+        began = time.process_time()
+        sampler(step)
+        spent.append(time.process_time() - began)
+    size = "x".join(map(str, PATCH))
+    return f"Loading: {1 / statistics.median(spent):,.0f} augmented patches of {size} a second"
+
+
+def disk_row(folder: Path) -> tuple[str, ...]:
+    """Size of prepared LA in MiB, against the .h5 files that it is made from.
+
+    All of LA where the environment variable BENCH_LA names it, else the part that is at hand.
+    """
+    source = Path(os.environ.get("BENCH_LA", LA))
+    if not any(source.glob("*/mri_norm2.h5")):
+        return "prepared LA on disk", "-", "-", "-", f"not measured: no volumes in {source}"
+    prepared = SOURCES["la"].prepare(source, folder / "data", lambda *_: None)
+    dataset = open_dataset("la", prepared.parent)
+    cases = [case for split in SPLITS for case in dataset.splits[split]]
+    theirs, differing = 0, 0
+    for case in cases:
+        (path,) = source.rglob(f"{case}/mri_norm2.h5")
+        theirs += path.stat().st_size
+        volume = dataset.load(case)
+        with h5py.File(path) as file:
+            differing += int((file["image"][:].astype(np.float32) != volume.image[0]).sum())
+            differing += int((file["label"][:] != volume.label).sum())
+    ours = sum(path.stat().st_size for path in prepared.rglob("*") if path.is_file())
+    a, b = theirs / 2**20, ours / 2**20
+    part = "all 100 volumes" if dataset.complete else f"a part: {len(cases)} of 100 volumes"
+    name = f"prepared LA on disk (MiB), {part}"
+    return name, f"{a:.1f}", f"{b:.1f}", f"{a / b:.1f}x", f"{differing} differing voxels"
 
 
 def reporting(path: Path) -> tuple[tuple[str, ...], str]:

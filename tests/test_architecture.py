@@ -29,7 +29,10 @@ MAY_IMPORT = {
 }
 USES_TORCH = {"benchmark", "methods"}
 LISTED = {
-    "methods": ({inspect.getmodule(c) for c in METHODS}, {"base", "common"}),
+    "methods": (
+        {inspect.getmodule(c) for c in METHODS},
+        {"base", "common", "compiled", "components"},
+    ),
     "benchmark.executors": ({inspect.getmodule(c) for c in EXECUTORS.values()}, {"base"}),
     "benchmark.networks": ({inspect.getmodule(c) for c in NETWORKS.values()}, set()),
 }
@@ -50,6 +53,16 @@ def test_imports_point_one_way(package: str) -> None:
     forbidden = set(PACKAGES) - MAY_IMPORT[package]
     for path in (ROOT / package).rglob("*.py"):
         assert not imported(path) & forbidden, path
+
+
+def test_no_method_imports_another() -> None:
+    """What several need is a function in `methods/common.py`."""
+    for path in (ROOT / "methods").glob("*.py"):
+        if path.name == "__init__.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("methods"):
+                assert node.module in ("methods.base", "methods.common"), path
 
 
 @pytest.mark.parametrize("package", sorted(set(PACKAGES) - USES_TORCH))

@@ -18,17 +18,40 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
+class Coded:
+    """An image of few grey levels: each voxel is `values[code]`, exactly.
+
+    codes:  (C, X, Y, Z) uint8 or int16, never negative.
+    values: (L,) float32.
+    """
+
+    codes: NDArray[np.uint8] | NDArray[np.int16]
+    values: NDArray[np.float32]
+
+    def decoded(self) -> NDArray[np.float32]:
+        """The image, made anew."""
+        return np.take(self.values, self.codes)
+
+
+@dataclass(frozen=True)
 class Volume:
     """One case.
 
-    image:   (C, X, Y, Z) float32, normalised.
+    stored:  the image as it is kept in memory: (C, X, Y, Z) float32, normalised, or its codes.
     label:   (X, Y, Z) uint8 in {0, 1}.
     spacing: edge lengths of a voxel along X, Y, Z in the card's `unit`.
     """
 
-    image: NDArray[np.float32]
+    stored: NDArray[np.float32] | Coded
     label: NDArray[np.uint8]
     spacing: tuple[float, float, float]
+
+    @property
+    def image(self) -> NDArray[np.float32]:
+        """(C, X, Y, Z) float32, normalised; made anew at every access if it is kept as codes."""
+        if isinstance(self.stored, Coded):
+            return self.stored.decoded()
+        return self.stored
 
 
 @dataclass(frozen=True)
@@ -53,6 +76,9 @@ class Card:
     geometry:     by the names that profiles use: "full", "reduced", "tiny".
     augmentation: "rotflip" (the field's RandomRotFlip, then crop) or "crop".
     how_to_get:   what a user downloads where, and the command that prepares it.
+    source:       who distributes it, in a few words.
+    size:         of how many volumes, and how much disk they need.
+    counts:       training, validation and test cases of its own split; zeros where it is drawn.
     notes:        what a reader of a table must know (leaks, quirks), a sentence each.
     """
 
@@ -68,6 +94,9 @@ class Card:
     augmentation: Augmentation
     how_to_get: str
     channels: int = 1
+    source: str = ""
+    size: str = ""
+    counts: Triple = (0, 0, 0)
     notes: tuple[str, ...] = ()
 
 

@@ -30,6 +30,9 @@ AXES: Final = "LPS"
 LABELS: Final = (0, 1, 2, 4)
 BRIGHTEST_SHARE: Final = 0.999
 SPACING_TOLERANCE: Final = 0.01
+MOST_OUTSIDE: Final = 0.5
+"""Share of a tumour that may lie where the image is zero."""
+
 AGAIN: Final = "Get the case again, or remove its folder to prepare a partial copy."
 
 PREPROCESSING: Final = (
@@ -72,6 +75,9 @@ CARD: Final = Card(
         "HiLab-git/SSL4MIS on GitHub reads them), then run "
         "`bench data prepare brats2019 --source DIR`."
     ),
+    source="www.med.upenn.edu/cbica/brats2019 (NIfTI), or SSL4MIS's .h5",
+    size="335 volumes of 240 × 240 × 155 mm before the crop",
+    counts=(250, 25, 60),
     notes=(
         "Sites are mixed unevenly: TCIA10 is 20 of 250 training and 12 of 60 test cases.",
         "Volumes are cropped to the non-zero image, not to the label.",
@@ -206,6 +212,13 @@ def _read_originals(case: str, files: Files) -> Volume:
             f"overflowed, or it is normalised already. {AGAIN}"
         )
     mask = (label.voxels > 0).astype(np.uint8)
+    outside = np.count_nonzero(mask & (image.voxels == 0))
+    if outside > MOST_OUTSIDE * np.count_nonzero(mask) and image.voxels.any():
+        raise UserError(
+            f"{label_path} does not lie in the brain: {outside} of its {np.count_nonzero(mask)} "
+            "foreground voxels are where the image is zero. It is of another case, or one of the "
+            f"two is flipped. {AGAIN}"
+        )
     wrong = problems(image.voxels[None], mask)
     if not wrong:
         try:

@@ -40,7 +40,9 @@ from benchmark.data.prepared import (
     problems,
     read_manifest,
 )
+from benchmark.data.published import seems
 from benchmark.data.split_file import read_split, require_cases
+from benchmark.data.steps import z_scored, z_scored_in_blocks
 from benchmark.data.volumes import reduced_shape
 from results.errors import UserError
 
@@ -49,6 +51,9 @@ TEST_SHARE: Final = 0.2
 VAL_SHARE: Final = 0.1
 CT_WINDOW_HU: Final = (-200.0, 300.0)
 """To which CT is clipped before it is z-scored: soft tissue."""
+
+HIGHEST_HU: Final = 2**15 - 1
+"""Beyond it values of CT were stored without a sign and overflowed."""
 
 FULL_CAP: Final = (112, 112, 96)
 REDUCED_CAP: Final = (40, 40, 24)
@@ -87,7 +92,7 @@ class Decathlon(Source):
         self.label = label
         self.facts = _read_facts(self.folder)
         self.labels = _label_names(self.folder, self.facts)
-        self.modalities = _modalities(self.facts)
+        self.modalities = _modalities(self.folder, self.facts)
         if label is not None and label not in self.labels:
             known = ", ".join(f"{v} ({n})" for v, n in sorted(self.labels.items()))
             raise UserError(f"{self.folder} has no label {label}. Known: {known}.")
@@ -240,6 +245,7 @@ class Decathlon(Source):
             geometry={},
             augmentation="rotflip",
             how_to_get=f"Run `bench data prepare {self._argument}`.",
+            source=str(self.folder),
             channels=len(self.modalities),
             notes=(
                 "The split was drawn from a fixed seed at preparation; it is nobody's official "
@@ -251,7 +257,7 @@ class Decathlon(Source):
         """The files of every case."""
         labels = _volumes(self.folder / "labelsTr")
         images = _volumes(self.folder / "imagesTr")
-        listed = _listed_cases(self.facts)
+        listed = _listed_cases(self.folder, self.facts)
         bases = {name if name in labels else _without_channel(name) for name in images}
         expected = set(listed) if listed else labels.keys() | bases
         names = {case: self._image_names(case, images) for case in expected}
@@ -302,7 +308,7 @@ class Decathlon(Source):
         label, affine = _read_nifti(label_path)
         if label.ndim != 3:
             raise UserError(f"{label_path} has {label.ndim} axes, not 3.")
-        channels: list[NDArray[np.float64]] = []
+        channels: list[NDArray[Any]] = []
         for path in scan.images:
             image, image_affine = _read_nifti(path)
             channels += self._split_channels(image, path, alone=len(scan.images) == 1)
@@ -318,15 +324,16 @@ class Decathlon(Source):
                     f"{path} has {channels[-1].shape} voxels, {first} {channels[0].shape}. Bring "
                     "all channels to the same grid."
                 )
-        odd = np.setdiff1d(np.unique(label), [0, *self.labels])
+        odd = np.setdiff1d(_values(label), [0, *self.labels])
         if odd.size:
             known = ", ".join(str(v) for v in sorted({0, *self.labels}))
             raise UserError(
                 f"{label_path} has label values that dataset.json does not list: "
                 f"{', '.join(f'{v:g}' for v in odd[:5])}. Known: {known}. Mend either of them."
             )
-        mask = (label > 0) if self.label is None else (label == self.label)
-        wrong = problems(np.stack(channels), mask.astype(np.uint8))
+        mask = ((label > 0) if self.label is None else (label == self.label)).view(np.uint8)
+        del label
+        wrong = problems(np.stack(channels) if len(channels) > 1 else channels[0][None], mask)
         if wrong:
             raise UserError(f"{first} with its label cannot be used. {' '.join(wrong)}")
         x, y, z = (float(size) for size in np.linalg.norm(affine[:3, :3], axis=0))
@@ -334,11 +341,12 @@ class Decathlon(Source):
             _normalised(channel, _is_ct(modality), first)
             for channel, modality in zip(channels, self.modalities, strict=True)
         ]
-        return Volume(np.stack(normalised), mask.astype(np.uint8), (x, y, z))
+        image = np.stack(normalised) if len(normalised) > 1 else normalised[0][None]
+        return Volume(image, mask, (x, y, z))
 
     def _split_channels(
-        self, image: NDArray[np.float64], path: Path, *, alone: bool
-    ) -> list[NDArray[np.float64]]:
+        self, image: NDArray[Any], path: Path, *, alone: bool
+    ) -> list[NDArray[Any]]:
         """The channels in a file; `alone`: it should have all of them."""
         expected = len(self.modalities) if alone else 1
         if image.ndim == 3 and expected == 1:
@@ -353,14 +361,26 @@ class Decathlon(Source):
         return list(np.moveaxis(image, 3, 0))
 
 
-def _normalised(image: NDArray[np.float64], ct: bool, path: Path) -> NDArray[np.float32]:
+def _values(label: NDArray[Any]) -> NDArray[Any]:
+    """The values in a label, plane by plane: sorting all voxels at once needs much memory."""
+    return np.unique(np.concatenate([np.unique(plane) for plane in label]))
+
+
+def _normalised(image: NDArray[Any], ct: bool, path: Path) -> NDArray[np.float32]:
     """Z-score over the whole volume; CT is clipped to the soft-tissue window first."""
-    if ct:
-        image = np.clip(image, *CT_WINDOW_HU)
-    deviation = image.std()
-    if deviation == 0:
-        raise UserError(f"{path} has the same intensity everywhere. Get it again.")
-    return np.asarray((image - image.mean()) / deviation, dtype=np.float32)
+    if ct and image.max() > HIGHEST_HU:
+        raise UserError(
+            f"{path} has values up to {image.max():g}, which are no Hounsfield units: 16 bits have "
+            "overflowed or are read with the wrong sign. Get it again."
+        )
+    try:
+        if image.dtype != np.float64:
+            return z_scored_in_blocks(image, CT_WINDOW_HU if ct else None)
+        if ct:
+            image = np.clip(image, *CT_WINDOW_HU)
+        return z_scored(image, image.mean(), image.std())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be used: {error}. Get it again.") from error
 
 
 def open_folder(prepared: Path) -> Dataset:
@@ -485,12 +505,19 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(
             f"{folder} is not in the Medical Segmentation Decathlon layout: it has no "
-            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/."
+            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/"
+            f"{seems(folder)}."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"Cannot read {path}: {error}.") from error
     if not isinstance(facts, dict):
         raise UserError(f"{path} holds no JSON object.")
+    ending = facts.get("file_ending", ENDINGS[0])
+    if ending not in ENDINGS:
+        raise UserError(
+            f"{path} says that files end with {ending}. Convert them to NIfTI: {ENDINGS[0]} and "
+            f"{ENDINGS[1]} can be read."
+        )
     return facts
 
 
@@ -517,17 +544,34 @@ def _label_names(folder: Path, facts: Mapping[str, Any]) -> dict[int, str]:
     return labels
 
 
-def _modalities(facts: Mapping[str, Any]) -> list[str]:
-    """Names of the channels, under the Decathlon's or nnU-Net's key."""
-    channels = facts.get("modality", facts.get("channel_names", {}))
-    if not isinstance(channels, dict) or not channels:
-        return ["unknown"]
-    return [str(channels[key]) for key in sorted(channels)]
+def _modalities(folder: Path, facts: Mapping[str, Any]) -> list[str]:
+    """Names of the channels, under the Decathlon's or nnU-Net's key; "unknown" without any."""
+    key = "modality" if "modality" in facts else "channel_names"
+    channels = facts.get(key, {"0": "unknown"})
+    try:
+        names = {int(number): str(name) for number, name in channels.items()}
+    except (AttributeError, ValueError):
+        names = {}
+    if sorted(names) != list(range(len(channels))) or not names:
+        raise UserError(
+            f'{folder / "dataset.json"} has no valid "{key}", such as {{"0": "CT"}}: the channels '
+            "by number, from 0 on."
+        )
+    return [names[number] for number in sorted(names)]
 
 
-def _listed_cases(facts: Mapping[str, Any]) -> list[str]:
+def _listed_cases(folder: Path, facts: Mapping[str, Any]) -> list[str]:
     """Cases that dataset.json lists under "training"; nnU-Net v2 lists none."""
-    return [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
+    path = folder / "dataset.json"
+    try:
+        cases = [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
+    except (TypeError, KeyError) as error:
+        example = '[{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]'
+        raise UserError(f'{path} has no valid "training", such as {example}.') from error
+    twice = sorted({case for case in cases if cases.count(case) > 1})
+    if twice:
+        raise UserError(f"{path} lists {len(twice)} cases twice: {_some(twice)}. List each once.")
+    return cases
 
 
 def _volumes(folder: Path) -> dict[str, Path]:
@@ -551,14 +595,22 @@ def _stem(name: str) -> str:
     return name
 
 
-def _read_nifti(path: Path) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Voxels and affine of a file, its axes in the order and direction R, A, S."""
+def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Voxels and affine of a file, its axes in the order and direction R, A, S.
+
+    Voxels are of their own type where the file scales nothing, else in double precision.
+    """
     to_canonical: Callable[[Any], Any] = nib.as_closest_canonical
     try:
-        image = to_canonical(nib.load(path))
-        return np.asarray(image.dataobj, dtype=np.float64), np.asarray(image.affine)
+        stored: Any = nib.load(path)
+        scales = (stored.dataobj.slope, stored.dataobj.inter) != (1, 0)
+        image = to_canonical(stored)
+        voxels = np.asarray(image.dataobj, dtype=np.float64 if scales else None)
     except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
         raise UserError(
             f"{path} is truncated or damaged ({error}). Get it again, or take the case out of "
             "dataset.json and of both folders."
         ) from error
+    if voxels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds values of type {voxels.dtype}, not numbers.")
+    return voxels, np.asarray(image.affine)

@@ -32,11 +32,15 @@ def read_h5(path: Path, removable: str = "it") -> Volume:
     again = AGAIN.format(removable)
     try:
         with h5py.File(path) as file:
-            image, label = file["image"][()], file["label"][()]
-    except KeyError as error:
+            image, label = np.asarray(file["image"]), np.asarray(file["label"])
+    except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} has no data set 'image' or no 'label'. {again}") from error
     except OSError as error:
         raise UserError(f"{path} is truncated or damaged ({error}). {again}") from error
+    kinds = image.dtype.kind, label.dtype.kind
+    if not set(kinds) <= set("biuf"):
+        types = f"{image.dtype} and {label.dtype}"
+        raise UserError(f"{path} holds values of type {types}, not numbers. {again}")
     wrong = problems(image[None], label)
     if wrong:
         raise UserError(f"{path} cannot be used. {' '.join(wrong)} {again}")

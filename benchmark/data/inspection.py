@@ -4,9 +4,9 @@ Images are compared as thumbnails on a common physical grid of about 40,000 cell
 the shift (up to a quarter of the thumbnail) with the highest cross-correlation is taken, and there
 Pearson's r over the overlap, so the crop does not matter. Two limits:
 
-- `SAME_IMAGE` = 0.95: nearly the same image. A scan exported twice and cropped differently
-  reaches 0.99 (left atrium); other pairs of the left atrium, even of one patient, stay below 0.93,
-  those of the hippocampus below 0.87.
+- `SAME_IMAGE` = 0.95, and no less than the other limit: nearly the same image. A scan exported
+  twice and cropped differently reaches 0.99 (left atrium); other pairs of the left atrium, even of
+  one patient, stay below 0.93, those of the hippocampus below 0.87.
 - `alike_limit`, at least 0.80 and 5 robust standard deviations above the usual pair: as alike as
   two scans of one patient. Of the 4950 pairs of the left atrium 9 exceed it, all of them among
   the 30 that a rigid registration found; of the 33,670 of the hippocampus none does. It misses
@@ -102,13 +102,13 @@ class Inspection:
         spacings = np.array([case.spacing for case in seen])
         share = [100 * case.foreground for case in seen]
         stray = [case.stray for case in seen if case.components > 1]
-        parts = f"{len(stray)} labels have more than one; stray parts up to {max(stray, default=0)}"
+        parts = f"{len(stray)} labels have more than one, with up to {max(stray, default=0)}"
         return [
             ("cases", str(len(seen))),
             ("voxels", " × ".join(_range(axis, "d") for axis in shapes.T)),
             ("spacing", " × ".join(_range(axis, ".3g") for axis in spacings.T)),
             ("foreground", f"{_range(share, '.2g')} % (median {np.median(share):.2g} %)"),
-            ("components", f"{parts} voxels" if stray else "one in every label"),
+            ("components", f"{parts} voxels beside the largest" if stray else "one in every label"),
             ("at the border", f"{sum(case.cut for case in seen)} labels touch the volume's border"),
         ]
 
@@ -156,8 +156,7 @@ def alike_limit(similarities: Sequence[float]) -> float:
         return ALIKE
     z = np.arctanh(np.clip(similarities, -0.999, 0.999))
     deviation = 1.4826 * np.median(np.abs(z - np.median(z)))
-    limit = float(np.tanh(np.median(z) + ALIKE_DEVIATIONS * deviation))
-    return min(max(ALIKE, limit), SAME_IMAGE)
+    return max(ALIKE, float(np.tanh(np.median(z) + ALIKE_DEVIATIONS * deviation)))
 
 
 def thumbnail(volume: Volume, cell: float) -> Thumbnail:
@@ -325,7 +324,7 @@ def _agreement(link: Link) -> str:
 def _reasons(a: Examined, b: Examined, r: float, limit: float, usual: float) -> Iterator[str]:
     if a.image == b.image:
         yield "the same image"
-    elif r >= SAME_IMAGE:
+    elif r >= max(SAME_IMAGE, limit):
         yield f"nearly the same image (r = {r:.3f})"
     elif r >= limit:
         yield f"an image as alike as that of one patient (r = {r:.2f}; usual {usual:.2f})"

@@ -53,12 +53,14 @@ class Scan:
     voxels:    (X, Y, Z).
     spacing:   edge lengths of a voxel in mm.
     direction: as in `Slice`.
+    origin:    of the first voxel's centre in mm.
     first_number: InstanceNumber of the first slice of a series.
     """
 
     voxels: NDArray[Any]
     spacing: tuple[float, float, float]
     direction: tuple[float, ...]
+    origin: tuple[float, ...]
     first_number: int = 1
 
 
@@ -89,7 +91,7 @@ def read_series(paths: Sequence[Path], what: str) -> Scan:
         voxels[:, :, index] = plane
     assert voxels is not None
     x, y = first.spacing[:2]
-    return Scan(voxels, (x, y, step), first.direction, first.number)
+    return Scan(voxels, (x, y, step), first.direction, first.position, first.number)
 
 
 def read_scan(path: Path) -> Scan:
@@ -109,7 +111,8 @@ def read_scan(path: Path) -> Scan:
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise UserError(f"{path} has {image.GetDimension()} axes or several channels, not 3 axes.")
     x, y, z = image.GetSpacing()
-    return Scan(sitk.GetArrayFromImage(image).transpose(2, 1, 0), (x, y, z), image.GetDirection())
+    voxels = sitk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return Scan(voxels, (x, y, z), image.GetDirection(), image.GetOrigin())
 
 
 def resample(
@@ -156,6 +159,15 @@ def resample_part(
     return out.transpose(2, 1, 0)
 
 
+def in_words(spacing: Sequence[float]) -> str:
+    """Edge lengths of a voxel.
+
+    >>> in_words((0.625, 0.625, 1.25))
+    '0.625×0.625×1.25'
+    """
+    return "×".join(f"{mm:.4g}" for mm in spacing)
+
+
 def _library() -> Any:
     try:
         import SimpleITK
@@ -174,6 +186,8 @@ def _read_header(path: Path, what: str) -> Slice:
     try:
         reader.ReadImageInformation()
         position = tuple(float(p) for p in reader.GetMetaData("0020|0032").split("\\"))
+        for rescale in ("0028|1052", "0028|1053"):  # read as 0 and 1 where they are missing
+            float(reader.GetMetaData(rescale))
         return Slice(
             path=path,
             number=int(reader.GetMetaData("0020|0013")),
@@ -184,11 +198,11 @@ def _read_header(path: Path, what: str) -> Slice:
             size=reader.GetSize(),
             direction=reader.GetDirection(),
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"{path} of {what} is truncated, damaged or no DICOM slice with a position "
-            f"({_reason(error)}). Get the series again, or remove its folder to prepare a partial "
-            "copy."
+            f"{path} of {what} is truncated, damaged or no CT slice with number, position and "
+            f"rescaling ({_reason(error)}). Get the series again, or remove its folder to prepare "
+            "a partial copy."
         ) from error
 
 
@@ -251,6 +265,6 @@ def _read_plane(header: Slice, what: str) -> NDArray[Any]:
     return plane
 
 
-def _reason(error: RuntimeError) -> str:
-    """The last line of what SimpleITK says."""
+def _reason(error: Exception) -> str:
+    """The last line of what SimpleITK says, or Python."""
     return str(error).strip().splitlines()[-1].removeprefix("sitk::ERROR: ")

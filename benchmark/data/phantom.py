@@ -105,6 +105,9 @@ CARD: Final = Card(
     },
     augmentation="rotflip",
     how_to_get="Nothing to get: it is drawn when it is used.",
+    source="drawn from a seed",
+    size="46 volumes of about 48 × 48 × 32 voxels; no disk",
+    counts=(COUNTS["train"], COUNTS["val"], COUNTS["test"]),
     notes=("Synthetic: it shows that the harness works, and nothing about patients.",),
 )
 

@@ -1,8 +1,8 @@
-"""Prepared data on disk: a manifest, and one .npy file per image and label that can be mapped.
+"""Prepared data on disk: a manifest, and one compressed file per image and label.
 
     <root>/<name>/manifest.json
-    <root>/<name>/images/<case>.npy    float32 (C, X, Y, Z)
-    <root>/<name>/labels/<case>.npy    uint8 (X, Y, Z)
+    <root>/<name>/images/<case>.zst    (C, X, Y, Z), float32 or codes of its values
+    <root>/<name>/labels/<case>.zst    (X, Y, Z), uint8
 
 A folder is written under a temporary name and renamed once everything in it is on the disk, so a
 folder that exists under its own name is complete.
@@ -19,19 +19,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmark.data.base import SPLITS, Card, Dataset, Split, Volume
+from benchmark.data.base import SPLITS, Card, Coded, Dataset, Split, Volume
+from benchmark.data.coding import encode, pack_image, pack_label, unpack_image, unpack_label
 from results.claims import Claim, Held
 from results.errors import UserError
 
-FORMAT: Final = 1
-"""Version of the manifest."""
+FORMAT: Final = 2
+"""Version of the manifest and of the files. The fingerprint does not depend on it."""
 
 WORKERS: Final = 2
 """Cases that are prepared at once. Threads do: the work is in libraries that let others run."""
@@ -42,6 +43,7 @@ Files = Mapping[str, Path | tuple[Path, ...]]
 """
 
 R = TypeVar("R")
+Read = TypeVar("Read", NDArray[np.uint8], NDArray[np.float32] | Coded)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Record:
     """What the manifest says about one case.
 
     shape:    of the image, (C, X, Y, Z).
+    levels:   distinct values of the image; 0 where they are too many for codes.
     spacing:  along X, Y, Z in the card's unit.
     image_sha256, label_sha256: as `array_sha256` gives them.
     image_bytes, label_bytes:   sizes of the two files.
@@ -73,6 +76,7 @@ class Record:
     """
 
     shape: tuple[int, ...]
+    levels: int
     spacing: tuple[float, float, float]
     image_sha256: str
     label_sha256: str
@@ -270,7 +274,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read a folder's manifest and check that it is whole.
 
     Raises:
-        UserError: it is missing, damaged, or of a newer version.
+        UserError: it is missing, damaged, or of another version.
     """
     path = folder / "manifest.json"
     again = f"Remove the folder {folder} and run `bench data prepare` again."
@@ -279,7 +283,13 @@ def read_manifest(folder: Path) -> Manifest:
         if raw["format"] > FORMAT:
             raise UserError(
                 f"{folder} was prepared by a newer version (format {raw['format']}, this version "
-                f"reads up to {FORMAT}). Update ssl3d-bench."
+                f"reads {FORMAT}). Update ssl3d-bench."
+            )
+        if raw["format"] < FORMAT:
+            raise UserError(
+                f"{folder} was prepared by an older version (format {raw['format']}, this version "
+                f"reads {FORMAT}). {again} Its fingerprint will be the same, so runs that were "
+                "made with it stay valid and can go on."
             )
         raw["splits"] = {split: tuple(raw["splits"][split]) for split in SPLITS}
         raw["cases"] = {case: _record(fields) for case, fields in raw["cases"].items()}
@@ -344,7 +354,7 @@ def _times(shape: Sequence[int]) -> str:
 
 
 def _paths(folder: Path, case: str) -> tuple[Path, Path]:
-    return folder / "images" / f"{case}.npy", folder / "labels" / f"{case}.npy"
+    return folder / "images" / f"{case}.zst", folder / "labels" / f"{case}.zst"
 
 
 def _record(fields: dict[str, Any]) -> Record:
@@ -359,31 +369,33 @@ def _damaged(folder: Path, what: str) -> UserError:
 
 
 def _load(folder: Path, manifest: Manifest, case: str) -> Volume:
-    """Map one case into memory."""
+    """Read one case into memory."""
     record = manifest.cases[case]
-    arrays = []
-    wanted = (
-        (record.shape, np.float32, record.image_sha256),
-        (record.shape[1:], np.uint8, record.label_sha256),
-    )
-    for path, (shape, dtype, sha256) in zip(_paths(folder, case), wanted, strict=True):
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")
-            content = _stored_sha256(path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, EOFError) as error:
-            raise _damaged(folder, f"{path} cannot be read ({error})") from error
-        if array.shape != shape or array.dtype != dtype:
-            raise _damaged(folder, f"{path} has shape {array.shape}, type {array.dtype}")
-        if content != sha256:
+    image_path, label_path = _paths(folder, case)
+    unpack = partial(unpack_image, shape=record.shape, levels=record.levels)
+    stored = _read(folder, image_path, unpack, record.image_sha256)
+    unpack_mask = partial(unpack_label, shape=record.shape[1:])
+    label = _read(folder, label_path, unpack_mask, record.label_sha256)
+    return Volume(stored, label, record.spacing)
+
+
+_COMPARED: Final[set[tuple[Path, int, str]]] = set()
+"""Files whose voxels this process has compared with their sha256, by time of change."""
+
+
+def _read(folder: Path, path: Path, unpack: Callable[[bytes], Read], sha256: str) -> Read:
+    """What a file holds; its voxels are compared when a process first reads it."""
+    try:
+        changed_ns = path.stat().st_mtime_ns
+        found = unpack(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{path} cannot be read ({error})") from error
+    if (path, changed_ns, sha256) not in _COMPARED:
+        voxels = found.decoded() if isinstance(found, Coded) else found
+        if array_sha256(voxels) != sha256:
             raise _damaged(folder, f"{path} is not what was prepared (sha256): it was changed")
-        arrays.append(array)
-    return Volume(arrays[0], arrays[1], record.spacing)
-
-
-@cache
-def _stored_sha256(path: Path, mtime_ns: int) -> str:
-    """`array_sha256` of a .npy file, read once per process and time of change."""
-    return array_sha256(np.lib.format.open_memmap(path, mode="r"))
+        _COMPARED.add((path, changed_ns, sha256))
+    return found
 
 
 def _shared_scan(
@@ -468,15 +480,14 @@ def _write_case(folder: Path, original: Original, sources: Mapping[str, str]) ->
     image = np.ascontiguousarray(volume.image, dtype=np.float32)
     label = np.ascontiguousarray(volume.label, dtype=np.uint8)
     image_path, label_path = _paths(folder, original.case)
+    stored = encode(image)
     with _writing(folder):
-        for path, array in ((image_path, image), (label_path, label)):
-            with path.open("wb") as file:
-                np.save(file, array, allow_pickle=False)
-                file.flush()
-                os.fsync(file.fileno())
+        _write_durably(image_path, pack_image(stored))
+        _write_durably(label_path, pack_label(label))
     known = original.known_sha256
     return Record(
         shape=image.shape,
+        levels=len(stored.values) if isinstance(stored, Coded) else 0,
         spacing=volume.spacing,
         image_sha256=array_sha256(image),
         label_sha256=array_sha256(label),
@@ -506,8 +517,10 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # NumPy's failed write of an array has no system error: it only says how much was written.
+        reason = error.strerror or f"the disk is full ({error})"
         raise UserError(
-            f"Cannot write to {folder}: {error.strerror}. Make room or choose another data root "
+            f"Cannot write to {folder}: {reason}. Make room or choose another data root "
             "(--data, or the environment variable BENCH_DATA)."
         ) from error
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, final
 
-from benchmark.data.base import Card, Dataset, Source, Volume
+from benchmark.data.base import SPLITS, Card, Dataset, Source, Volume
 from benchmark.data.prepared import (
     Files,
     Original,
@@ -20,10 +20,11 @@ from benchmark.data.prepared import (
     read_manifest,
 )
 from benchmark.data.split_file import require_cases
-from benchmark.data.splits import CaseLists, choose_split
+from benchmark.data.splits import CaseLists, choose_split, split_names
 from results.errors import UserError
 
 KIND: Final = "published"
+DESCRIPTION: Final = "dataset.json"
 HINTS: Final[Mapping[str, tuple[str, ...]]] = {
     "la": ("mri_norm2.h5", "lgemri.nrrd"),
     "pancreas": ("_norm.h5", ".dcm"),
@@ -73,6 +74,15 @@ class Published(Source):
         """See `Source.prepare`. Finds out which form the folder holds."""
         chosen = choose_split(self.card.name, split)
         require_cases(str(split), chosen, choose_split(self.card.name).cases)
+        if (
+            split is not None
+            and split != chosen.name
+            and chosen.name in split_names(self.card.name)
+        ):
+            raise UserError(
+                f"{split} has the name of the published split '{chosen.name}' of {self.card.name}. "
+                "Rename the file."
+            )
         form, found = self._detect(source)
         self._require_splits(source, found, chosen)
         originals = [
@@ -98,6 +108,7 @@ class Published(Source):
                 "kind": KIND,
                 "dataset": self.card.name,
                 "split": chosen.name,
+                "left_out": sum(self.card.counts) - len(chosen.cases),
                 "remark": self._remark(form, found, chosen),
                 "twins": [list(pair) for pair in self.twins],
             },
@@ -116,9 +127,22 @@ class Published(Source):
         Raises:
             UserError: it is damaged.
         """
-        note = f"The split is '{read_manifest(folder).facts['split']}', not the usual one."
-        card = replace(self.card, name=folder.name, notes=(note, *self.card.notes))
-        return open_prepared(folder, card)
+        dataset = open_prepared(folder, self.card)
+        counts = tuple(len(dataset.splits[part]) for part in SPLITS)
+        facts = read_manifest(folder).facts
+        left = facts.get("left_out", 0)
+        committed = facts["split"] in split_names(self.card.name)
+        asked = facts["split"] if committed else "FILE.json"
+        note = f"The split is '{facts['split']}', not the usual one"
+        note += f"; it leaves out {left} of {sum(self.card.counts)} cases." if left else "."
+        card = replace(
+            self.card,
+            name=folder.name,
+            how_to_get=self.card.how_to_get.replace("--source", f"--split {asked} --source"),
+            counts=(counts[0], counts[1], counts[2]),
+            notes=(note, *self.card.notes),
+        )
+        return replace(dataset, card=card)
 
     def _detect(self, source: Path) -> tuple[Form, dict[str, Files]]:
         """The one form that a folder holds, and its files."""
@@ -128,7 +152,7 @@ class Published(Source):
         held = [(form, found) for form in self.forms if (found := form.find(source))]
         if not held:
             looked = " and no ".join(form.files for form in self.forms)
-            raise UserError(f"There is no {looked} below {source}{_seems(source, name)}. {how}")
+            raise UserError(f"There is no {looked} below {source}{seems(source, name)}. {how}")
         if len(held) > 1:
             forms = " and ".join(
                 f"{form.files} ({len(found)} cases, such as {min(found)})" for form, found in held
@@ -192,9 +216,11 @@ def _place(files: Files) -> Path:
     return first if isinstance(first, Path) else first[0].parent
 
 
-def _seems(source: Path, name: str) -> str:
-    """What a folder seems to hold instead, as part of a sentence."""
-    for _, files in walk(source):
+def seems(source: Path, name: str = "") -> str:
+    """What a folder seems to hold instead of dataset `name`, as part of a sentence."""
+    for folder, files in walk(source):
+        if DESCRIPTION in files and name:
+            return f"; it seems to hold a Decathlon folder (`bench data prepare {folder}`)"
         for other, endings in HINTS.items():
             hit = next((file for file in files if file.endswith(endings)), None)
             if other != name and hit:

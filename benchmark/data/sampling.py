@@ -15,23 +15,27 @@ Augmentation. The field's transforms with their quirks, kept because published n
 Overlap. A method may declare a second crop of every volume that overlaps the first, for
 consistency under translation: see `draw_overlapping`. The first crop is the one that all methods
 see, and both are turned alike.
+
+Place. Volumes lie where batches are needed, on a GPU as codes where they have few grey levels, and
+all but the draws happens there: nothing but copying and looking up, so the bits are the same on
+every device, and no step waits for one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import EllipsisType
+from functools import cached_property, lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import ndimage
 from torch import Tensor
 
 from benchmark import seeding
-from benchmark.data.base import Augmentation, Triple, Volume
+from benchmark.data.base import Augmentation, Coded, Triple, Volume
+from benchmark.data.distance import signed_distance
 from methods.base import Batch
 from results.lookup import unknown
 
@@ -39,19 +43,59 @@ LABELLED: Final = 0
 UNLABELLED: Final = 1
 
 
+MOST_OF_A_GPU: Final = 0.25
+"""Share of a GPU's memory that volumes may take; larger sets stay in the machine's own."""
+
+
+class Turn(NamedTuple):
+    """What happens to a volume before it is cropped: mirrors, then X and Y change places."""
+
+    mirror_x: bool = False
+    mirror_y: bool = False
+    exchange: bool = False
+
+    @property
+    def mirrored(self) -> tuple[int, ...]:
+        """Axes of (..., X, Y, Z) that are mirrored."""
+        return tuple(axis for axis, mirror in ((-3, self.mirror_x), (-2, self.mirror_y)) if mirror)
+
+    def shape(self, shape: Sequence[int]) -> Triple:
+        """Of a volume of this shape once it is turned."""
+        x, y, z = shape
+        return (y, x, z) if self.exchange else (x, y, z)
+
+
+AS_IS: Final = Turn()
+
+
+class Resident(NamedTuple):
+    """A volume where batches are made.
+
+    voxels: (C, X, Y, Z), float32 or codes.
+    values: (L + 1,) float32, those of the codes and the zero that lies around every volume; None
+            where `voxels` are the image itself.
+    label:  (X, Y, Z) uint8.
+    """
+
+    voxels: Tensor
+    values: Tensor | None
+    label: Tensor
+
+
 class Patches(NamedTuple):
     """Crops of one stream.
 
-    image:   (B, C, X, Y, Z).
-    label:   (B, X, Y, Z).
-    overlap: (B, C, X, Y, Z), a second crop of each volume; empty unless an input needs it.
-    shift:   (B, 3), where the second crop begins minus where the first does, in voxels.
+    image:   (B, C, X, Y, Z) float32.
+    label:   (B, X, Y, Z) int64; nobody sees the labels of unlabelled volumes, so of them B = 0.
+    overlap: (B, C, X, Y, Z) float32, a second crop of each volume; B = 0 unless it is asked for.
+    shift:   (B, 3) int64 on the CPU, where the second crop begins minus where the first does, in
+             voxels.
     """
 
-    image: NDArray[np.float32]
-    label: NDArray[np.uint8]
-    overlap: NDArray[np.float32]
-    shift: NDArray[np.int64]
+    image: Tensor
+    label: Tensor
+    overlap: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True)
@@ -99,23 +143,15 @@ class Sampler:
         if "unlabelled" in self.inputs:
             unlabelled = self._patches(step, UNLABELLED)
         else:
-            image, label, overlap, shift = labelled
-            unlabelled = Patches(image[:0], label[:0], overlap[:0], shift[:0])
+            unlabelled = Patches(*(tensor[:0] for tensor in labelled))
         extras = {
-            name: self._tensor(np.stack([make(label) for label in labelled.label])[:, None])
-            for name, make in EXTRAS.items()
-            if name in self.inputs
+            name: make(labelled.label) for name, make in EXTRAS.items() if name in self.inputs
         }
         if "overlap" in self.inputs:
-            extras["overlap"] = self._tensor(np.concatenate([labelled.overlap, unlabelled.overlap]))
+            extras["overlap"] = torch.cat([labelled.overlap, unlabelled.overlap])
         if "shift" in self.inputs:
-            extras["shift"] = torch.from_numpy(np.concatenate([labelled.shift, unlabelled.shift]))
-        return Batch(
-            image=self._tensor(labelled.image),
-            label=self._tensor(labelled.label).long(),
-            unlabelled=self._tensor(unlabelled.image),
-            extras=extras,
-        )
+            extras["shift"] = torch.cat([labelled.shift, unlabelled.shift])
+        return Batch(labelled.image, labelled.label, unlabelled.image, extras)
 
     def cases(self, step: int, stream: int) -> list[str]:
         """Whom a step draws from in a stream (`LABELLED` or `UNLABELLED`), in batch order."""
@@ -124,40 +160,89 @@ class Sampler:
         drawn = []
         for position in range(step * size, (step + 1) * size):
             epoch, place = divmod(position, len(names))
-            order = seeding.generator(self.seed, "order", epoch, stream).permutation(len(names))
-            drawn.append(names[order[place]])
+            drawn.append(names[_order(self.seed, epoch, stream, len(names))[place]])
         return drawn
+
+    @cached_property
+    def _resident(self) -> dict[str, Resident]:
+        """The volumes that can be drawn, where batches are made."""
+        cases = {*self.labelled, *(self.unlabelled if "unlabelled" in self.inputs else ())}
+        volumes = {case: self.volumes[case] for case in sorted(cases)}
+        device = torch.device(self.device)
+        home = home_of(volumes.values(), device)
+        # On a CPU it takes longer to look values up than to crop them; elsewhere room is dearer.
+        coded = device.type != "cpu"
+        return {case: settle(volume, home, coded=coded) for case, volume in volumes.items()}
 
     def _patches(self, step: int, stream: int) -> Patches:
         """The augmented crops of a stream."""
         cases = self.cases(step, stream)
-        channels = len(self.volumes[cases[0]].image)
+        volumes = [self._resident[case] for case in cases]
         paired = "overlap" in self.inputs or "shift" in self.inputs
-        shape = (len(cases), channels, *self.patch)
+        shape = (len(cases), len(volumes[0].voxels), *self.patch)
         made = Patches(
-            image=np.zeros(shape, np.float32),
-            label=np.zeros((len(cases), *self.patch), np.uint8),
-            overlap=np.zeros(shape if paired else 0, np.float32),
-            shift=np.zeros((len(cases), 3), np.int64),
+            image=torch.empty(shape, device=self.device),
+            label=torch.empty(
+                (len(cases) if stream == LABELLED else 0, *self.patch),
+                dtype=torch.int64,
+                device=self.device,
+            ),
+            overlap=torch.empty(shape if paired else (0, *shape[1:]), device=self.device),
+            shift=torch.zeros((len(cases), 3), dtype=torch.int64),
         )
-        for slot, case in enumerate(cases):
+        for slot, volume in enumerate(volumes):
             rng = seeding.generator(self.seed, "augment", step, 2 * slot + stream)
-            image, label = self.volumes[case].image, self.volumes[case].label
-            if self.augmentation == "rotflip":
-                k, axis = draw_rotflip(rng)
-                image, label = rotflip(image, k, axis), rotflip(label, k, axis)
-            x, y, z = label.shape
-            start = draw_start(rng, (x, y, z), self.patch)
-            crop_into(made.image[slot], image, start)
-            crop_into(made.label[slot], label, start)
+            turn = rotflip(*draw_rotflip(rng)) if self.augmentation == "rotflip" else AS_IS
+            size = turn.shape(volume.label.shape)
+            start = draw_start(rng, size, self.patch)
+            crop_image(made.image[slot], volume, start, turn)
+            if stream == LABELLED:
+                crop_label(made.label[slot], volume, start, turn)
             if paired:
-                second = draw_overlapping(rng, start, (x, y, z), self.patch)
-                crop_into(made.overlap[slot], image, second)
-                made.shift[slot] = np.subtract(second, start)
+                second = draw_overlapping(rng, start, size, self.patch)
+                crop_image(made.overlap[slot], volume, second, turn)
+                made.shift[slot] = torch.tensor(second) - torch.tensor(start)
         return made
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+
+@lru_cache(maxsize=16)
+def _order(seed: int, epoch: int, stream: int, count: int) -> tuple[int, ...]:
+    """In which order an epoch visits its cases; kept, as every step of an epoch asks for it."""
+    rng = seeding.generator(seed, "order", epoch, stream)
+    return tuple(rng.permutation(count).tolist())
+
+
+def home_of(volumes: Collection[Volume], device: torch.device) -> torch.device:
+    """Where to keep the volumes whose crops go to a device: there, if they do not crowd it.
+
+    Only the speed depends on it.
+    """
+    if device.type != "cuda":
+        return device
+    needed = sum(_voxels(volume).nbytes + volume.label.nbytes for volume in volumes)
+    room = MOST_OF_A_GPU * torch.cuda.get_device_properties(device).total_memory
+    return device if needed <= room else torch.device("cpu")
+
+
+def settle(volume: Volume, home: torch.device, *, coded: bool) -> Resident:
+    """The volume on a device, as codes if it has them and they are wanted.
+
+    What a CPU has in that form already is not copied.
+    """
+    label = _tensor(volume.label).to(home)
+    if not (coded and isinstance(volume.stored, Coded)):
+        return Resident(_tensor(volume.image).to(home), None, label)
+    values = torch.from_numpy(np.append(volume.stored.values, np.float32(0)))
+    return Resident(_tensor(volume.stored.codes).to(home), values.to(home), label)
+
+
+def _voxels(volume: Volume) -> NDArray[Any]:
+    return volume.stored.codes if isinstance(volume.stored, Coded) else volume.stored
+
+
+def _tensor(array: NDArray[Any]) -> Tensor:
+    """In the array's memory, unless that is not writable or not in order."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 def draw_rotflip(rng: np.random.Generator) -> tuple[int, int]:
@@ -165,15 +250,17 @@ def draw_rotflip(rng: np.random.Generator) -> tuple[int, int]:
     return int(rng.integers(4)), int(rng.integers(2))
 
 
-def rotflip(array: NDArray[Any], k: int, axis: int) -> NDArray[Any]:
-    """A view of (..., X, Y, Z) turned k times by 90° from X to Y, then mirrored along X or Y.
+def rotflip(k: int, axis: int) -> Turn:
+    """The turn by k · 90° from X to Y, then the mirror along X (axis 0) or Y (axis 1).
 
-    Args:
-        array: any array whose last three axes are space.
-        k: number of quarter turns.
-        axis: 0 mirrors along X, 1 along Y.
+    >>> rotflip(1, 0)
+    Turn(mirror_x=False, mirror_y=False, exchange=True)
     """
-    return np.flip(np.rot90(array, k, axes=(-3, -2)), axis - 3)
+    mirrors = [k in (2, 3), k in (1, 2)]
+    # Once X and Y have changed places, what is mirrored along X was along Y before.
+    last = 1 - axis if k % 2 else axis
+    mirrors[last] = not mirrors[last]
+    return Turn(mirrors[0], mirrors[1], exchange=k % 2 == 1)
 
 
 def padding(shape: Triple, patch: Triple) -> Triple:
@@ -221,49 +308,74 @@ def draw_overlapping(
     return x, y, z
 
 
-def crop_into(out: NDArray[Any], array: NDArray[Any], start: Triple) -> None:
-    """Copy the part of (..., X, Y, Z) that begins at `start` and is as large as `out`.
+def crop_image(out: Tensor, volume: Resident, start: Triple, turn: Turn) -> None:
+    """Fill `out` (C, X, Y, Z) with a crop of the turned image, zero outside of it."""
+    covered = _covers(volume, start, out.shape[-3:], turn)
+    if volume.values is None:
+        if not covered:
+            out.zero_()
+        crop_into(out, volume.voxels, start, turn)
+        return
+    codes = torch.empty(out.shape, dtype=torch.int32, device=out.device)
+    if not covered:
+        codes.fill_(len(volume.values) - 1)
+    crop_into(codes, volume.voxels, start, turn)
+    values = volume.values.to(out.device, non_blocking=True)
+    torch.index_select(values, 0, codes.view(-1), out=out.view(-1))
 
-    What lies outside the volume is left as it is in `out`.
+
+def crop_label(out: Tensor, volume: Resident, start: Triple, turn: Turn) -> None:
+    """Fill `out` (X, Y, Z) with a crop of the turned label, zero outside of it."""
+    if not _covers(volume, start, out.shape, turn):
+        out.zero_()
+    crop_into(out, volume.label, start, turn)
+
+
+def _covers(volume: Resident, start: Triple, patch: Sequence[int], turn: Turn) -> bool:
+    """Whether a crop lies within the volume."""
+    shape = turn.shape(volume.label.shape)
+    return all(0 <= s <= n - p for s, p, n in zip(start, patch, shape, strict=True))
+
+
+def crop_into(out: Tensor, array: Tensor, start: Triple, turn: Turn = AS_IS) -> None:
+    """Copy the part of the turned (..., X, Y, Z) that begins at `start` and is as large as `out`.
+
+    What lies outside the volume is left as it is in `out`. Types and devices may differ.
     """
-    inside: list[slice | EllipsisType] = [...]
-    target: list[slice | EllipsisType] = [...]
-    for begin, length, n in zip(start, out.shape[-3:], array.shape[-3:], strict=True):
-        low, high = max(begin, 0), min(begin + length, n)
+    inside: list[Any] = []
+    target: list[Any] = []
+    shape = turn.shape(array.shape[-3:])
+    for begin, length, n in zip(start, out.shape[-3:], shape, strict=True):
+        low = min(max(begin, 0), n)
+        high = max(min(begin + length, n), low)
         inside.append(slice(low, high))
         target.append(slice(low - begin, high - begin))
-    out[tuple(target)] = array[tuple(inside)]
+    # Only what is needed is turned, so the crop comes first and has to be found before the turn.
+    if turn.exchange:
+        inside[0], inside[1] = inside[1], inside[0]
+    for axis in turn.mirrored:
+        n, place = array.shape[axis], inside[axis]
+        inside[axis] = slice(n - place.stop, n - place.start)
+    write = _write_by_numpy if array.is_cpu and out.is_cpu else _write
+    write(out[(..., *target)], array[(..., *inside)], turn)
 
 
-def signed_distance(label: NDArray[np.uint8]) -> NDArray[np.float32]:
-    r"""Signed distance to the boundary of a mask, in [-1, 1], negative inside.
-
-    .. math:: d(v) = \frac{D_{out}(v)}{\max D_{out}} - \frac{D_{in}(v)}{\max D_{in}}
-
-    with D_out the Euclidean distance in voxels to the nearest foreground voxel and D_in that to the
-    nearest background voxel; foreground voxels with a background neighbour across a face have 0.
-    As the released code of DTC and SASSNet: per patch, and zero everywhere where the patch has no
-    foreground. A patch that is all foreground, which they leave undefined, is -1 everywhere.
-
-    Args:
-        label: (X, Y, Z) in {0, 1}.
-    """
-    inside = label.astype(bool)
-    if not inside.any():
-        return np.zeros(label.shape, np.float32)
-    if inside.all():
-        return np.full(label.shape, -1, np.float32)
-    outer = ndimage.distance_transform_edt(~inside)
-    inner = ndimage.distance_transform_edt(inside)
-    distance = outer / outer.max() - inner / inner.max()
-    distance[inner == 1] = 0
-    return np.asarray(distance, dtype=np.float32)
+def _write(place: Tensor, part: Tensor, turn: Turn) -> None:
+    """Copy a part to its place and turn it."""
+    turned = part.flip(turn.mirrored) if turn.mirrored else part
+    place.copy_(turned.transpose(-3, -2) if turn.exchange else turned)
 
 
-EXTRAS: Final[Mapping[str, Callable[[NDArray[np.uint8]], NDArray[np.float32]]]] = {
+def _write_by_numpy(place: Tensor, part: Tensor, turn: Turn) -> None:
+    """The same on a CPU: NumPy mirrors by strides, torch by a copy in between."""
+    turned = np.flip(part.numpy(), turn.mirrored)
+    place.numpy()[...] = turned.swapaxes(-3, -2) if turn.exchange else turned
+
+
+EXTRAS: Final[Mapping[str, Callable[[Tensor], Tensor]]] = {
     "sdf": signed_distance,
 }
-"""Further inputs that a method may declare, made from the label of a crop (X, Y, Z)."""
+"""Further inputs that a method may declare, made from the labels of a batch (B, X, Y, Z)."""
 
 INPUTS: Final = ("image", "label", "unlabelled", *EXTRAS, "overlap", "shift")
 """All that a method can ask a batch to carry; `Batch` says what they are."""

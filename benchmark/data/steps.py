@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
@@ -12,6 +13,8 @@ Bounds = tuple[Pair, Pair, Pair]
 """First and one past the last voxel along each axis."""
 
 HISTOGRAM_BINS: Final = 256
+BLOCK: Final = 2**20
+"""Voxels that are in memory at once in double precision."""
 
 
 def label_extent(mask: NDArray[Any]) -> Bounds:
@@ -99,3 +102,51 @@ def histogram_quantile(image: NDArray[Any], share: float) -> float:
         values = (edges[:-1] + edges[1:]) / 2
     reached = np.cumsum(counts) / image.size >= share
     return float(values[np.argmax(reached)])
+
+
+def z_scored_in_blocks(
+    image: NDArray[Any], limits: tuple[float, float] | None = None
+) -> NDArray[np.float32]:
+    """An image minus its mean over its standard deviation, after clipping it to limits if any.
+
+    To the last bit what NumPy gives for the whole image in double precision, without ever having
+    that in memory: sums are over the same halves of halves, in the order of the memory.
+
+    Args:
+        image: of any shape and of a type smaller than double precision, or of contiguous memory.
+        limits: lowest and highest value.
+
+    Raises:
+        ValueError: it has the same intensity everywhere.
+    """
+    by_memory = sorted(range(image.ndim), key=lambda axis: -abs(image.strides[axis]))
+    flat = image.transpose(by_memory).flat
+
+    def values(low: int, high: int) -> NDArray[np.float64]:
+        part = np.asarray(flat[low:high], dtype=np.float64)
+        return part if limits is None else np.clip(part, *limits)
+
+    def squares(low: int, high: int) -> NDArray[np.float64]:
+        return np.square(values(low, high) - mean)
+
+    mean = _sum_of_halves(values, 0, image.size) / image.size
+    deviation = np.sqrt(_sum_of_halves(squares, 0, image.size) / image.size)
+    if not deviation > 0:
+        raise ValueError("the image has the same intensity everywhere")
+    out = np.empty(image.shape, dtype=np.float32)
+    for plane, into in zip(image, out, strict=True):
+        raw = np.asarray(plane, dtype=np.float64)
+        into[...] = ((raw if limits is None else np.clip(raw, *limits)) - mean) / deviation
+    return out
+
+
+def _sum_of_halves(
+    part: Callable[[int, int], NDArray[np.float64]], low: int, high: int
+) -> np.float64:
+    """The sum from one place to another, as NumPy adds pairwise: halves are multiples of eight."""
+    count = high - low
+    if count <= BLOCK:
+        return np.float64(np.add.reduce(part(low, high)))
+    half = count // 2
+    half -= half % 8
+    return _sum_of_halves(part, low, low + half) + _sum_of_halves(part, low + half, high)

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmark.data.base import Dataset, Triple, Volume
-from benchmark.data.prepared import array_sha256
+from benchmark.data.prepared import Record, read_manifest
 from results.errors import UserError
 
 VERSION: Final = 1
@@ -28,20 +28,23 @@ VERSION: Final = 1
 def load_volumes(dataset: Dataset, cases: Iterable[str], scale: float = 1.0) -> dict[str, Volume]:
     """Cases at full or reduced resolution.
 
-    At full resolution prepared files are mapped. Reduced volumes are kept for the next run in the
-    dataset's folder; without a folder, or where it cannot be written, they are computed each time.
+    Reduced volumes are kept for the next run in the dataset's folder, and a case is not read at
+    full resolution where a sound one is there. Without a folder, or where it cannot be written,
+    they are computed each time.
 
     Raises:
         UserError: a case is damaged, or its label vanishes at this scale.
     """
     if scale == 1:
         return {case: dataset.load(case) for case in cases}
-    kept = f"reduced-{scale:g}-v{VERSION}"
-    folder = None if dataset.folder is None else dataset.folder / kept
+    records = None if dataset.folder is None else read_manifest(dataset.folder).cases
     volumes = {}
     for case in cases:
         try:
-            volumes[case] = _load_reduced(dataset.load(case), case, scale, folder)
+            if dataset.folder is None or records is None:
+                volumes[case] = reduce_volume(dataset.load(case), scale)
+            else:
+                volumes[case] = _load_reduced(dataset, dataset.folder, case, records[case], scale)
         except EmptyLabelError as error:
             raise UserError(
                 f"The label of {case} vanishes when {dataset.label} is reduced by {scale:g}: "
@@ -83,36 +86,33 @@ def reduce_volume(volume: Volume, scale: float) -> Volume:
     label = (share >= 0.5).numpy().astype(np.uint8)
     if not label.any():
         raise EmptyLabelError
-    return Volume(image.numpy().astype(np.float32), label, _reduced_spacing(volume, size))
+    spacing = _reduced_spacing(volume.spacing, volume.label.shape, size)
+    return Volume(image.numpy().astype(np.float32), label, spacing)
 
 
-def _reduced_spacing(volume: Volume, size: Triple) -> tuple[float, float, float]:
-    x, y, z = (
-        mm * n / m for mm, n, m in zip(volume.spacing, volume.label.shape, size, strict=True)
-    )
+def _reduced_spacing(
+    spacing: tuple[float, float, float], shape: Sequence[int], size: Sequence[int]
+) -> tuple[float, float, float]:
+    x, y, z = (mm * n / m for mm, n, m in zip(spacing, shape, size, strict=True))
     return x, y, z
 
 
-def _load_reduced(volume: Volume, case: str, scale: float, folder: Path | None) -> Volume:
+def _load_reduced(dataset: Dataset, root: Path, case: str, whole: Record, scale: float) -> Volume:
     """The reduced volume, from the cache if a sound one of this very volume is there.
 
     An entry is two .npy files and, written last, the sha256 of both and of what they were made of.
     Whatever does not fit is made again, so entries that several processes write at once do no harm.
     """
-    if folder is None:
-        return reduce_volume(volume, scale)
-    origin = {
-        "image": array_sha256(volume.image),
-        "label": array_sha256(volume.label),
-        "scale": scale,
-    }
+    folder = root / f"reduced-{scale:g}-v{VERSION}"
+    origin = {"image": whole.image_sha256, "label": whole.label_sha256, "scale": scale}
     files = [folder / f"{case}.image.npy", folder / f"{case}.label.npy"]
     record = folder / f"{case}.json"
     kept = _read_entry(record, files, origin)
     if kept is not None:
-        x, y, z = kept[1].shape
-        return Volume(kept[0], kept[1], _reduced_spacing(volume, (x, y, z)))
-    reduced = reduce_volume(volume, scale)
+        image, label = kept
+        spacing = _reduced_spacing(whole.spacing, whole.shape[1:], label.shape)
+        return Volume(image, label, spacing)
+    reduced = reduce_volume(dataset.load(case), scale)
     contents = [_npy(reduced.image), _npy(reduced.label)]
     with contextlib.suppress(OSError):  # a cache that cannot be written is done without
         folder.mkdir(parents=True, exist_ok=True)

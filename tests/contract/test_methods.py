@@ -19,12 +19,12 @@ from torch import nn
 from benchmark import contract
 from benchmark.contract import CHECKS
 from methods import METHODS
-from methods.base import Adam, Fidelity, Method, Term
+from methods.base import Adam, Fidelity, Method, Recipe, Term
 from methods.common import check_range, ema_, frozen, noisy, predictor, supervised_loss
 
 
-@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("cls", METHODS, ids=lambda c: c.name)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda c: c.__name__)
 def test_method_keeps_the_contract(cls, check):
     check(cls())
 
@@ -264,6 +264,41 @@ def test_memory_outside_the_networks_is_caught():
     caught(contract.check_resume, Broken(), "next step differs in .*keep all .* in `nets`")
 
 
+def test_memory_that_a_later_stage_keeps_outside_the_networks_is_caught():
+    class Late(Sound):
+        def losses(self, nets, batch, step, rng):
+            terms = super().losses(nets, batch, step, rng)
+            if step.fraction < 0.5:
+                return terms
+            seen = nets["student"].seen = getattr(nets["student"], "seen", 0) + 1
+            return terms | {"late": Term(seen * terms["consistency"].value)}
+
+    caught(contract.check_resume, Late(), r"at step 21 of 40 the next step differs in \['late', ")
+
+
+def test_a_memory_in_a_buffer_that_is_not_saved_is_caught():
+    class Late(Sound):
+        def init(self, build):
+            nets = super().init(build)
+            nets["student"].register_buffer("bank", torch.zeros(()), persistent=False)
+            return nets
+
+        def losses(self, nets, batch, step, rng):
+            terms = super().losses(nets, batch, step, rng)
+            return terms | {"recalled": Term(terms["consistency"].value * nets["student"].bank)}
+
+        def after_step(self, nets, step):
+            super().after_step(nets, step)
+            nets["student"].bank += 1
+
+    caught(contract.check_resume, Late(), r"differs in \['recalled', ")
+
+
+def test_every_stage_is_resumed_from_within():
+    history = [{"supervised": 1.0}] * 10 + [{"supervised": 1.0, "pseudo": 1.0}] * 30
+    assert contract._stops(history) == [3, 10, 11, 39]
+
+
 def test_weights_that_do_not_follow_the_seed_are_caught():
     class Unseeded(Sound):
         def init(self, build):
@@ -494,6 +529,19 @@ class Undecorated(Sound):
 )
 def test_unusable_hyperparameters_are_caught(method, message):
     caught(contract.check_hyperparameters, method, message)
+
+
+@pytest.mark.parametrize(
+    ("authors", "theirs", "message"),
+    [
+        (None, {"decay": 0.5}, "`authors` is not: add the recipe"),
+        (Recipe("authors"), {"delay": 0.5}, r"names \['delay'\]; hyperparameters: \['decay'\]"),
+        (Recipe("authors"), {"decay": 1.5}, "is refused: decay=1.5; it must lie in"),
+    ],
+)
+def test_hyperparameters_of_the_authors_that_cannot_be_set_are_caught(authors, theirs, message):
+    broken = {"authors": authors, "with_authors": theirs, "__module__": __name__}
+    caught(contract.check_authors, type("Broken", (Sound,), broken)(), message)
 
 
 def test_a_batch_carries_what_is_declared_and_nothing_else():

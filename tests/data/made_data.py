@@ -9,7 +9,8 @@ import h5py
 import nibabel as nib
 import numpy as np
 
-from benchmark.data.base import Volume
+from benchmark.data.base import Coded, Dataset, Volume
+from benchmark.data.coding import pack_image, pack_label
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 LA_TRAIN = ("06SR5RBREL16DQ6M8LWS", "0RZDK210BSMWAA6467LU", "1D7CUD1955YZPGK8XHJX")
@@ -33,6 +34,20 @@ def volume(seed: int = 0, shape: tuple[int, int, int] = (20, 18, 16), radius: fl
     label = ball(shape, radius)
     noise = np.random.default_rng(seed).standard_normal(shape)
     return Volume((noise + 2 * label)[None].astype(np.float32), label, (1.0, 1.0, 1.0))
+
+
+def change_voxel(dataset: Dataset, kind: str, case: str) -> Path:
+    """Change the first voxel of a prepared image or label on disk; return the file."""
+    path = dataset.folder / kind / f"{case}.zst"
+    loaded = dataset.load(case)
+    if kind == "images":
+        codes, values = loaded.stored.codes, loaded.stored.values
+        codes[0, 0, 0, 0] = (codes[0, 0, 0, 0] + 1) % len(values)
+        path.write_bytes(pack_image(Coded(codes, values)))
+    else:
+        loaded.label[0, 0, 0] += 1
+        path.write_bytes(pack_label(loaded.label))
+    return path
 
 
 def write_la(

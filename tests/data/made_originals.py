@@ -139,11 +139,18 @@ def write_h5(path: Path, image: np.ndarray, label: np.ndarray) -> Path:
     return path
 
 
-def write_nrrd(path: Path, voxels: np.ndarray, direction: tuple[float, ...] | None = None) -> Path:
+def write_nrrd(
+    path: Path,
+    voxels: np.ndarray,
+    direction: tuple[float, ...] | None = None,
+    spacing: tuple[float, float, float] = (0.625, 0.625, 0.625),
+    origin: tuple[float, float, float] = (0.0, 0.0, 0.0),
+) -> Path:
     """(X, Y, Z) with the grid of the atrial challenge."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = sitk.GetImageFromArray(voxels.transpose(2, 1, 0))
-    image.SetSpacing((0.625, 0.625, 0.625))
+    image.SetSpacing(spacing)
+    image.SetOrigin(origin)
     if direction is not None:
         image.SetDirection(direction)
     sitk.WriteImage(image, str(path), useCompression=True)

@@ -240,6 +240,7 @@ def overflowed() -> np.ndarray:
             "labels other than 0, 1, 2 and 4: 3",
         ),
         (flair(1), labels() * 0, AFFINE, "label is empty"),
+        (flair(1), np.roll(labels(), -8, 0), AFFINE, r"not lie in the brain: \d+ of its 100"),
         (flair(1) * 0, labels(), AFFINE, "cannot be used. The mask is empty"),
         (overflowed(), labels(), AFFINE, "negative intensities, down to -32000: 16 bits have"),
     ],

@@ -12,6 +12,7 @@ from benchmark.data import SOURCES, open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.la import crop_bounds
 from benchmark.data.splits import choose_split, read_list, split_names
+from benchmark.data.steps import label_extent
 from results.errors import UserError
 from tests.data.made_data import LA_TEST, LA_TRAIN, ball, quiet, write_la
 from tests.data.made_originals import write_nrrd
@@ -64,6 +65,22 @@ def test_scans_are_z_scored_as_a_whole_and_then_cropped_in_x_and_y(challenge, tm
     assert np.allclose(volume.image[0], expected, atol=1e-5)
     assert np.array_equal(volume.label, atrium()[low_x:high_x, low_y:high_y] == 255)
     assert volume.spacing == (1.0, 1.0, 1.0)
+
+
+def test_both_forms_show_the_same_voxels_where_their_crops_overlap(challenge, tmp_path):
+    """The published crops have other margins; what is inside both must be equal."""
+    raw, mask = mri(CASE).astype(np.float64), (atrium() == 255).astype(np.uint8)
+    published = ((raw - raw.mean()) / raw.std()).astype(np.float32)[33:140, 25:121]
+    write_la(tmp_path / "h5", CASE, published, mask[33:140, 25:121])
+    write_la(tmp_path / "h5", LA_TEST[0])
+    one = prepare(challenge, tmp_path / "one").load(CASE)
+    two = prepare(tmp_path / "h5", tmp_path / "two").load(CASE)
+    inside = [
+        v.image[0][tuple(slice(low - 9, high + 9) for low, high in label_extent(v.label)[:2])]
+        for v in (one, two)
+    ]
+    assert inside[0].shape == (68, 58, 12)
+    assert np.allclose(*inside, atol=1e-5)
 
 
 def test_the_label_says_that_these_are_not_the_published_crops(challenge, tmp_path):
@@ -133,6 +150,33 @@ def test_a_label_that_cannot_be_used_is_named_with_the_reason(challenge, tmp_pat
 def test_a_label_with_flipped_axes_is_refused(challenge, tmp_path):
     write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), FLIPPED)
     refuse(challenge, tmp_path, rf"{CASE}/laendo.nrrd.*other axes: one of them is flipped")
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"spacing": (0.625, 0.625, 1.25)}, "0.625×0.625×1.25 and 0.625×0.625×0.625 mm: it is of"),
+        ({"origin": (-90.0, -80.0, 10.0)}, "begin 21.2 mm apart: it is of another case"),
+    ],
+)
+def test_a_label_that_lies_elsewhere_is_refused(challenge, tmp_path, where, message):
+    write_nrrd(challenge / CASE / "lgemri.nrrd", mri(CASE), origin=(-105.0, -95.0, 10.0))
+    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), **where)
+    refuse(challenge, tmp_path, rf"{CASE}/laendo.nrrd.*{message}")
+
+
+@pytest.mark.parametrize("where", [{"spacing": (1, 1, 1), "origin": (9, 9, 9)}, {}])
+def test_a_label_whose_header_says_nothing_is_taken(challenge, tmp_path, where):
+    write_nrrd(challenge / CASE / "lgemri.nrrd", mri(CASE), origin=(-105.0, -95.0, 10.0))
+    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), **where)
+    assert prepare(challenge, tmp_path).load(CASE).label.any()
+
+
+def test_intensities_below_zero_are_refused(challenge, tmp_path):
+    image = mri(CASE).astype(np.int16)
+    image[3, 4, 5] = -30_000
+    write_nrrd(challenge / CASE / "lgemri.nrrd", image)
+    refuse(challenge, tmp_path, rf"{CASE}.*negative intensities, down to -30000: 16 bits have")
 
 
 def test_an_image_of_one_intensity_is_refused(challenge, tmp_path):

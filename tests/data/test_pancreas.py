@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK as sitk
 
@@ -17,6 +18,7 @@ from benchmark.data import SOURCES, itk, open_dataset, prepared_folders
 from benchmark.data.alignment import misplaced, placements
 from benchmark.data.base import Dataset
 from benchmark.data.inspection import check_prepared
+from benchmark.data.links import linked_cases
 from benchmark.data.pancreas import crop_bounds, preprocess
 from benchmark.data.prepared import read_manifest
 from benchmark.data.splits import choose_split, read_list, split_names
@@ -299,7 +301,11 @@ def test_another_split_is_another_dataset_beside_the_usual_one(h5, tmp_path):
     assert other.label == "pancreas-coranet (partial: 5 cases)"
     assert usual.fingerprint != other.fingerprint
     assert prepared_folders(tmp_path / "root") == ["pancreas-coranet"]
-    assert other.card.notes[0] == "The split is 'coranet', not the usual one."
+    assert other.card.notes[0] == (
+        "The split is 'coranet', not the usual one; it leaves out 2 of 82 cases."
+    )
+    assert "`bench data prepare pancreas --split coranet --source DIR`" in other.card.how_to_get
+    assert other.card.counts == (4, 0, 1)
 
 
 def test_a_split_of_ones_own_is_a_dataset_too_and_must_be_of_known_cases(h5, tmp_path):
@@ -307,6 +313,7 @@ def test_a_split_of_ones_own_is_a_dataset_too_and_must_be_of_known_cases(h5, tmp
     file.write_text('{"train": ["image0050", "image0018"], "test": ["image0057"]}')
     mine = prepare(h5, tmp_path, str(file))
     assert mine.label == "pancreas-mine"
+    assert "prepare pancreas --split FILE.json --source DIR" in mine.card.how_to_get
     assert mine.splits["train"] == ("image0050", "image0018")
     file.write_text('{"train": ["image0018", "image0050"], "test": ["image0057"]}')
     with pytest.raises(UserError, match="something else: the cases are split in another way"):
@@ -314,6 +321,18 @@ def test_a_split_of_ones_own_is_a_dataset_too_and_must_be_of_known_cases(h5, tmp
     file.write_text('{"train": ["image0018"], "test": ["image0099"]}')
     with pytest.raises(UserError, match=r"Mine\.json lists 1 of 2 cases .* have: image0099"):
         prepare(h5, tmp_path, str(file))
+
+
+def test_a_split_of_ones_own_may_not_take_the_name_of_a_published_one(h5, tmp_path):
+    file = tmp_path / "CoraNet.json"
+    file.write_text('{"train": ["image0050", "image0018"], "test": ["image0057"]}')
+    with pytest.raises(UserError, match=r"has the name of the published split 'coranet'.*Rename"):
+        prepare(h5, tmp_path, str(file))
+
+
+def test_the_copy_in_training_takes_case_25_out_of_the_unlinked_test_cases(tiny, tmp_path):
+    assert linked_cases(prepare(tiny, tmp_path)) == {"image0025": ("image0070",)}
+    assert linked_cases(prepare(tiny, tmp_path, "coranet")) == {}
 
 
 def test_a_split_that_is_not_prepared_says_what_to_run(tmp_path):
@@ -412,6 +431,27 @@ def test_a_truncated_slice_is_named(tcia, tmp_path, keep):
     path = series_of(tcia, 18) / "000003.dcm"
     path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
     refuse(tcia, tmp_path, r"000003\.dcm of the series .*PANCREAS_0018.* is truncated, damaged")
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("InstanceNumber", ""),
+        ("ImagePositionPatient", ["", "", ""]),
+        ("RescaleIntercept", None),
+        ("RescaleSlope", ""),
+    ],
+)
+def test_a_slice_that_does_not_say_where_it_is_or_what_its_values_are_is_named(
+    tcia, tmp_path, tag, value
+):
+    path = series_of(tcia, 18) / "000003.dcm"
+    made = pydicom.dcmread(path)
+    delattr(made, tag)
+    if value is not None:
+        setattr(made, tag, value)
+    made.save_as(path)
+    refuse(tcia, tmp_path, r"000003\.dcm of the series .* no CT slice with number, position and")
 
 
 def test_a_truncated_label_is_named(tcia, tmp_path):

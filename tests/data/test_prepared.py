@@ -7,19 +7,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmark.data import SOURCES, open_dataset, prepared
-from benchmark.data.base import Dataset, Volume
+from benchmark.data.base import Coded, Dataset, Volume
+from benchmark.data.coding import encode, pack_image, pack_label
 from benchmark.data.inspection import check_prepared
 from benchmark.data.prepared import Original, prepare_folder, read_manifest
 from results.claims import Claim
 from results.errors import UserError
-from tests.data.made_data import LA_TEST, LA_TRAIN, Log, quiet, volume
+from tests.data.made_data import LA_TEST, LA_TRAIN, Log, change_voxel, quiet, volume
 
 
 def originals(tmp_path: Path, cases: dict[str, Volume]) -> list[Original]:
@@ -172,29 +175,54 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(la_source, tmp_path
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(prepared.np, "save", full)
+    monkeypatch.setattr(prepared.os, "fsync", full)
     with pytest.raises(UserError, match=r"Cannot write to .*No space left on device"):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
     assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
+def test_a_disk_that_fills_up_in_the_middle_of_a_volume_is_named(la_source, tmp_path, monkeypatch):
+    """NumPy gives such an error neither number nor text of the system."""
+
+    def partly(*_: object, **__: object) -> None:
+        raise OSError("5760 requested and 1024 written")
+
+    monkeypatch.setattr(prepared.np, "save", partly)
+    with pytest.raises(UserError, match=r"the disk is full \(5760 requested and 1024 written\)"):
+        SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.lock"]
+
+
+def test_two_cases_are_worked_on_at_once(tmp_path):
+    both = threading.Barrier(2, timeout=60)
+
+    def wait(content: Volume) -> Volume:
+        both.wait()
+        return content
+
+    cases = originals(tmp_path, {name: volume(seed) for seed, name in enumerate("abcd")})
+    made = [replace(o, read=partial(wait, o.read())) for o in cases]
+    prepare_folder(tmp_path / "root", "la", made, "as it is", quiet)
+    assert len(open_dataset("la", tmp_path / "root").splits["train"]) == 3
+
+
 @pytest.mark.parametrize("kind", ["images", "labels"])
 def test_a_truncated_volume_is_named_when_the_dataset_is_opened(la, kind):
-    path = la.folder / kind / f"{LA_TRAIN[1]}.npy"
+    path = la.folder / kind / f"{LA_TRAIN[1]}.zst"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(UserError, match=rf"{LA_TRAIN[1]}.npy has \d+ bytes, not \d+. Remove"):
+    with pytest.raises(UserError, match=rf"{LA_TRAIN[1]}.zst has \d+ bytes, not \d+. Remove"):
         open_dataset("la", la.folder.parent)
 
 
 def test_a_missing_volume_is_named_when_the_dataset_is_opened(la):
-    (la.folder / "labels" / f"{LA_TEST[0]}.npy").unlink()
-    with pytest.raises(UserError, match=rf"{LA_TEST[0]}.npy is missing. Remove"):
+    (la.folder / "labels" / f"{LA_TEST[0]}.zst").unlink()
+    with pytest.raises(UserError, match=rf"{LA_TEST[0]}.zst is missing. Remove"):
         open_dataset("la", la.folder.parent)
 
 
 def test_a_volume_that_vanishes_after_opening_is_named(la):
-    (la.folder / "images" / f"{LA_TRAIN[0]}.npy").unlink()
-    with pytest.raises(UserError, match=rf"{LA_TRAIN[0]}.npy cannot be read.*Remove"):
+    (la.folder / "images" / f"{LA_TRAIN[0]}.zst").unlink()
+    with pytest.raises(UserError, match=rf"{LA_TRAIN[0]}.zst cannot be read.*Remove"):
         la.load(LA_TRAIN[0])
 
 
@@ -203,13 +231,10 @@ def test_a_volume_that_vanishes_after_opening_is_named(la):
 def test_changed_voxels_are_refused_when_the_case_is_loaded(la, kind, loaded_before):
     if loaded_before:
         la.load(LA_TRAIN[0])
-    path = la.folder / kind / f"{LA_TRAIN[0]}.npy"
-    changed_at = path.stat().st_mtime_ns
-    array = np.load(path)
-    array[..., 0, 0, 0] += 1
-    np.save(path, array)
+    changed_at = (la.folder / kind / f"{LA_TRAIN[0]}.zst").stat().st_mtime_ns
+    path = change_voxel(la, kind, LA_TRAIN[0])
     os.utime(path, ns=(changed_at + 1, changed_at + 1))
-    message = rf"{kind}/{LA_TRAIN[0]}.npy is not what was prepared.*Remove the folder {la.folder}"
+    message = rf"{kind}/{LA_TRAIN[0]}.zst is not what was prepared.*Remove the folder {la.folder}"
     for dataset in (la, open_dataset("la", la.folder.parent)):
         with pytest.raises(UserError, match=message):
             dataset.load(LA_TRAIN[0])
@@ -223,14 +248,52 @@ def test_voxels_are_compared_once_per_process_and_not_at_every_load(la, monkeypa
     assert open_dataset("la", la.folder.parent).load(LA_TRAIN[0]).label.any()
 
 
-def test_a_volume_of_another_shape_is_named(la):
-    path = la.folder / "images" / f"{LA_TRAIN[0]}.npy"
-    np.save(path, np.load(path).reshape(1, 18, 20, 16))
-    with pytest.raises(UserError, match=r"has shape \(1, 18, 20, 16\)"):
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_file_of_another_volume_is_named(la, kind):
+    path = la.folder / kind / f"{LA_TRAIN[0]}.zst"
+    other = volume(shape=(21, 18, 16))
+    path.write_bytes(
+        pack_image(encode(other.image)) if kind == "images" else pack_label(other.label)
+    )
+    with pytest.raises(UserError, match=rf"{kind}/{LA_TRAIN[0]}.zst cannot be read.*Remove"):
         la.load(LA_TRAIN[0])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}'])
+@pytest.mark.parametrize("kind", ["images", "labels"])
+@pytest.mark.parametrize("content", [b"", b"rubbish" * 100])
+def test_a_file_that_is_no_volume_is_named(la, kind, content):
+    (la.folder / kind / f"{LA_TRAIN[0]}.zst").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{kind}/{LA_TRAIN[0]}.zst cannot be read.*Remove"):
+        la.load(LA_TRAIN[0])
+
+
+@pytest.mark.parametrize(("levels", "kept"), [(200, "uint8"), (256, "uint8"), (257, "int16")])
+def test_images_of_few_grey_levels_are_kept_as_codes(tmp_path, levels, kept):
+    cases = {name: volume(seed) for seed, name in enumerate("ab")}
+    grey = np.arange(cases["a"].image.size).reshape(cases["a"].image.shape) % levels
+    cases["a"].image[:] = grey / np.float32(7) - 11
+    opened = dataset(tmp_path, cases)
+    loaded = opened.load("a")
+    assert loaded.stored.codes.dtype == kept
+    assert len(loaded.stored.values) == levels == read_manifest(opened.folder).cases["a"].levels
+    assert np.array_equal(loaded.image, cases["a"].image)
+    assert loaded.image.dtype == np.float32
+
+
+def test_a_fingerprint_does_not_depend_on_how_voxels_are_stored(tmp_path, monkeypatch):
+    cases = {name: volume(seed) for seed, name in enumerate("ab")}
+    coded = dataset(tmp_path / "coded", _in(tmp_path / "coded", cases))
+    with monkeypatch.context() as plain:
+        plain.setattr(prepared, "encode", lambda image: image)
+        as_is = dataset(tmp_path / "as-is", _in(tmp_path / "as-is", cases))
+    assert isinstance(coded.load("a").stored, Coded)
+    assert not isinstance(as_is.load("a").stored, Coded)
+    assert coded.fingerprint == as_is.fingerprint
+    record = read_manifest(coded.folder).cases["a"]
+    assert record.image_sha256 == prepared.array_sha256(cases["a"].image)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
 def test_a_damaged_manifest_is_refused(la, text):
     (la.folder / "manifest.json").write_text(text)
     with pytest.raises(UserError, match=r"manifest.json is damaged. Remove the folder"):
@@ -249,6 +312,18 @@ def test_a_manifest_of_a_newer_version_asks_for_an_update(la):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99, "new": True}))
     with pytest.raises(UserError, match=r"newer version \(format 99.*Update"):
         open_dataset("la", la.folder.parent)
+
+
+def test_a_folder_of_an_older_format_asks_for_preparing_again(la, la_source):
+    path = la.folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 1}))
+    message = (
+        r"older version \(format 1.* Remove the folder .* run `bench data prepare` again.*same"
+    )
+    with pytest.raises(UserError, match=message):
+        open_dataset("la", la.folder.parent)
+    with pytest.raises(UserError, match=message):
+        SOURCES["la"].prepare(la_source, la.folder.parent, quiet)
 
 
 def test_a_folder_without_manifest_is_not_overwritten(la_source, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,17 +12,25 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmark.data import sampling
+from benchmark.data.base import Volume
+from benchmark.data.coding import encode
 from benchmark.data.sampling import (
     LABELLED,
     UNLABELLED,
     Sampler,
+    crop_image,
     crop_into,
+    crop_label,
     draw_overlapping,
+    draw_rotflip,
     draw_start,
+    home_of,
     padding,
     rotflip,
-    signed_distance,
+    settle,
 )
+from methods.base import Batch
 from results.errors import UserError
 from tests.data.made_data import ball, volume
 
@@ -120,7 +130,7 @@ def test_without_rotflip_patches_keep_their_orientation():
     ramp = volume()
     ramp.image[0] = np.arange(20)[:, None, None]
     draw = sampler(volumes={"a": ramp}, labelled=("a",), unlabelled=(), inputs=("image",))
-    cropped = sampler(**{**vars(draw), "augmentation": "crop"})
+    cropped = replace(draw, augmentation="crop")
     assert all((cropped(s).image.diff(dim=2) == 1).all() for s in range(8))
     assert not all((draw(s).image.diff(dim=2) == 1).all() for s in range(8))
 
@@ -154,9 +164,25 @@ def test_a_stream_without_cases_is_refused():
         sampler(unlabelled=())
 
 
+def naive_rotflip(array: np.ndarray, k: int, axis: int) -> np.ndarray:
+    """As the field's `RandomRotFlip`: a turn, then a mirror."""
+    return np.flip(np.rot90(array, k, axes=(-3, -2)), axis - 3)
+
+
+def naive_crop(array: np.ndarray, start: tuple[int, ...], patch: tuple[int, ...]) -> np.ndarray:
+    """A crop of a copy that zeros lie around, as much as any crop needs."""
+    wide = [p + 3 for p in patch]
+    padded = np.pad(array, [(0, 0)] * (array.ndim - 3) + [(w, w) for w in wide])
+    begin = [s + w for s, w in zip(start, wide, strict=True)]
+    return padded[(..., *(slice(b, b + p) for b, p in zip(begin, patch, strict=True)))]
+
+
+TURNS = [(k, axis) for k in range(4) for axis in (0, 1)]
+
+
 def test_rotflip_has_four_outcomes_and_all_are_mirror_images():
     square = np.arange(9).reshape(3, 3, 1)
-    outcomes = {rotflip(square, k, axis).tobytes() for k in range(4) for axis in (0, 1)}
+    outcomes = {turned(square, k, axis).tobytes() for k, axis in TURNS}
     rotations = {np.rot90(square, k).tobytes() for k in range(4)}
     mirrored = {np.rot90(square[::-1], k).tobytes() for k in range(4)}
     assert outcomes == mirrored
@@ -164,10 +190,18 @@ def test_rotflip_has_four_outcomes_and_all_are_mirror_images():
     assert not outcomes & rotations
 
 
-def test_rotflip_turns_first_and_mirrors_then():
+def turned(array: np.ndarray, k: int, axis: int) -> np.ndarray:
+    source = torch.from_numpy(np.ascontiguousarray(array))
+    turn = rotflip(k, axis)
+    out = torch.empty((*source.shape[:-3], *turn.shape(source.shape[-3:])), dtype=source.dtype)
+    crop_into(out, source, (0, 0, 0), turn)
+    return out.numpy()
+
+
+@pytest.mark.parametrize(("k", "axis"), TURNS)
+def test_rotflip_turns_first_and_mirrors_then(k, axis):
     array = np.arange(24).reshape(1, 2, 3, 4)
-    expected = np.rot90(array[0], 1, axes=(0, 1))[::-1]
-    assert np.array_equal(rotflip(array, 1, 0)[0], expected)
+    assert np.array_equal(turned(array, k, axis), naive_rotflip(array, k, axis))
 
 
 @pytest.mark.parametrize(
@@ -183,21 +217,92 @@ def test_padding_follows_the_field(shape, patch, expected):
 
 
 @given(
-    shape=st.tuples(*[st.integers(1, 40)] * 3),
-    patch=st.tuples(*[st.integers(1, 40)] * 3),
+    shape=st.tuples(*[st.integers(1, 16)] * 3),
+    patch=st.tuples(*[st.integers(1, 16)] * 3),
+    levels=st.sampled_from([3, 300]),
     seed=st.integers(0, 100),
 )
-def test_a_crop_equals_that_of_the_padded_copy(shape, patch, seed):
-    array = np.random.default_rng(seed).random((2, *shape))
-    start = draw_start(np.random.default_rng(seed), shape, patch)
-    pads = padding(shape, patch)
-    padded = np.pad(array, [(0, 0), *((p, p) for p in pads)])
-    begin = [s + p for s, p in zip(start, pads, strict=True)]
-    window = tuple(slice(b, b + n) for b, n in zip(begin, patch, strict=True))
-    assert all(b >= 0 for b in begin)
-    out = np.zeros((2, *patch))
-    crop_into(out, array, start)
-    assert np.array_equal(out, padded[(slice(None), *window)])
+def test_every_way_to_crop_gives_what_the_naive_one_gives(shape, patch, levels, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.integers(levels, size=(2, *shape)).astype(np.float32) / 7 - 1
+    label = rng.integers(2, size=shape).astype(np.uint8)
+    turn = rotflip(*(drawn := draw_rotflip(rng)))
+    start = draw_start(rng, turn.shape(shape), patch)
+    second = draw_overlapping(rng, start, turn.shape(shape), patch)
+    given = Volume(encode(image), label, (1.0, 1.0, 1.0))
+    cpu = torch.device("cpu")
+    for resident, write in (
+        (settle(given, cpu, coded=False), "_write_by_numpy"),
+        (settle(given, cpu, coded=True), "_write_by_numpy"),
+        (settle(given, cpu, coded=True), "_write"),
+    ):
+        with pytest.MonkeyPatch.context() as way:
+            way.setattr(sampling, "_write_by_numpy", getattr(sampling, write))
+            for begin in (start, second):
+                made = torch.full((2, *patch), torch.nan)
+                crop_image(made, resident, begin, turn)
+                expected = naive_crop(naive_rotflip(image, *drawn), begin, patch)
+                assert np.array_equal(made.numpy(), expected)
+            mask = torch.full(patch, 7)
+            crop_label(mask, resident, start, turn)
+            assert np.array_equal(mask, naive_crop(naive_rotflip(label, *drawn), start, patch))
+
+
+def test_batches_of_codes_are_those_of_floats(monkeypatch):
+    coded = {n: Volume(encode(v.image), v.label, v.spacing) for n, v in VOLUMES.items()}
+    monkeypatch.setattr(
+        sampling, "settle", lambda volume, home, coded: settle(volume, home, coded=True)
+    )
+    for step in range(4):
+        assert equal(sampler(inputs=PAIRED)(step), sampler(volumes=coded, inputs=PAIRED)(step))
+
+
+def test_a_cpu_keeps_volumes_where_they_are():
+    floats = settle(VOLUMES["a"], torch.device("cpu"), coded=False)
+    assert floats.voxels.data_ptr() == VOLUMES["a"].image.ctypes.data
+    assert floats.label.data_ptr() == VOLUMES["a"].label.ctypes.data
+
+
+def test_volumes_that_would_crowd_a_gpu_stay_with_the_cpu(monkeypatch):
+    volumes = list(VOLUMES.values())
+    needed = sum(v.image.nbytes + v.label.nbytes for v in volumes)
+    gpu = torch.device("cuda", 0)
+    for spare, home in ((0, "cuda"), (-1, "cpu")):
+        memory = SimpleNamespace(total_memory=4 * (needed + spare))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, found=memory: found)
+        assert home_of(volumes, gpu).type == home
+    assert home_of(volumes, torch.device("cpu")).type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("share", [0.25, 0.0])
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_gpu_gives_the_same_bits_and_no_step_waits_for_it(share, coded, monkeypatch):
+    monkeypatch.setattr(sampling, "MOST_OF_A_GPU", share)
+    volumes = {
+        n: Volume(encode(v.image) if coded else v.image, v.label, v.spacing)
+        for n, v in VOLUMES.items()
+    }
+    for patch in ((12, 12, 12), (24, 24, 24)):
+        changes = {"volumes": volumes, "inputs": (*PAIRED, "sdf"), "patch": patch}
+        here, there = sampler(**changes), sampler(**changes, device="cuda")
+        there(0)
+        if share:
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            batches = [there(step) for step in range(3)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        for step, batch in enumerate(batches):
+            expected = here(step)
+            assert equal(expected, replace(batch, **moved(batch)))
+            for name, tensor in expected.extras.items():
+                assert torch.equal(tensor, batch.extras[name].cpu()), name
+
+
+def moved(batch: Batch) -> dict[str, torch.Tensor]:
+    return {n: getattr(batch, n).cpu() for n in ("image", "label", "unlabelled")}
 
 
 def test_a_crop_never_begins_at_the_last_offset():
@@ -206,39 +311,6 @@ def test_a_crop_never_begins_at_the_last_offset():
     assert {x for x, _, _ in starts} == {0, 1, 2, 3}
     assert {y for _, y, _ in starts} == {0, 1}
     assert {z for _, _, z in starts} == {0, 1, 2}
-
-
-def naive_signed_distance(label: np.ndarray) -> np.ndarray:
-    """Distances by looking at every pair of voxels."""
-    inside, outside = np.argwhere(label == 1), np.argwhere(label == 0)
-    outer, inner = np.zeros(label.shape), np.zeros(label.shape)
-    for point in outside:
-        outer[tuple(point)] = np.sqrt(np.square(inside - point).sum(1).min())
-    for point in inside:
-        inner[tuple(point)] = np.sqrt(np.square(outside - point).sum(1).min())
-    distance = outer / outer.max() - inner / inner.max()
-    distance[inner == 1] = 0
-    return distance
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_signed_distance_equals_the_naive_one(seed):
-    label = (np.random.default_rng(seed).random((6, 7, 5)) < 0.6).astype(np.uint8)
-    assert np.allclose(signed_distance(label), naive_signed_distance(label), atol=1e-6)
-
-
-def test_signed_distance_is_negative_inside_and_zero_on_the_inner_boundary():
-    distance = signed_distance(ball())
-    assert distance.dtype == np.float32
-    assert distance[10, 9, 8] == -1
-    assert distance[0, 0, 0] == 1
-    assert distance[5, 9, 8] == 0
-    assert distance[4, 9, 8] > 0
-
-
-def test_signed_distance_of_one_sided_patches_is_defined():
-    assert not signed_distance(np.zeros((4, 4, 4), np.uint8)).any()
-    assert (signed_distance(np.ones((4, 4, 4), np.uint8)) == -1).all()
 
 
 PAIRED = ("image", "label", "unlabelled", "overlap", "shift")

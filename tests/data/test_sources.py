@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from typer.testing import CliRunner
 
+from benchmark.cli import app
+from benchmark.commands import data_states
 from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
+from benchmark.data.base import SPLITS
+from benchmark.data.splits import choose_split, split_names
+from benchmark.doctor import examine
 from results.errors import UserError
 from tests.data.made_data import quiet
 
@@ -80,3 +86,40 @@ def test_datasets_that_are_not_prepared_say_what_to_get_and_what_to_run(name, or
     ):
         with pytest.raises(UserError, match=rf"{origin}.*bench data prepare {name} --source DIR"):
             call()
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name != "phantom"])
+def test_the_counts_on_a_card_are_those_of_its_split(name):
+    lists = choose_split(name).lists
+    assert SOURCES[name].card.counts == tuple(len(lists[split]) for split in SPLITS)
+
+
+def test_the_counts_of_the_embedded_dataset_are_on_its_card(tmp_path):
+    dataset = open_dataset("phantom", tmp_path)
+    assert dataset.card.counts == tuple(len(dataset.splits[split]) for split in SPLITS)
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_the_list_shows_the_whole_card_of_datasets_that_are_not_there_yet(name, tmp_path):
+    result = CliRunner(env={"COLUMNS": "1000"}).invoke(
+        app, ["data", "list", "--data", str(tmp_path)]
+    )
+    assert result.exit_code == 0
+    card = SOURCES[name].card
+    said = [card.source, card.licence, card.size, card.how_to_get, card.reference, *card.notes]
+    assert all(text in result.output for text in said)
+    assert all(f"{split}" in result.output for split in split_names(name))
+    assert "/".join(map(str, card.counts)) in result.output
+
+
+def test_the_list_says_what_is_damaged(la_source, tmp_path):
+    root = tmp_path / "root"
+    SOURCES["la"].prepare(la_source, root, quiet)
+    (root / "la" / "manifest.json").write_text("{")
+    (la,) = [state for state in data_states(root) if state.name == "la"]
+    assert la.cells[1] == "damaged"
+    assert "manifest.json is damaged" in la.advice
+    found = {finding.subject: finding for finding in examine(tmp_path / "runs", root)}
+    assert found["data la"].state == "bad"
+    assert found["data pancreas"].state == "note"
+    assert "bench data prepare pancreas --source DIR" in found["data pancreas"].text

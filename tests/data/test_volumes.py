@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmark.data import SOURCES, open_dataset, volumes
-from benchmark.data.base import Dataset, Volume
+from benchmark.data.base import Coded, Dataset, Volume
 from benchmark.data.volumes import load_volumes, reduce_volume, reduced_shape
 from results.errors import UserError
 from tests.data.made_data import quiet, volume
@@ -74,10 +74,18 @@ def test_a_label_that_vanishes_is_an_error_with_a_remedy():
         load_volumes(dataset, ["a"], 0.4)
 
 
-def test_full_resolution_is_mapped_and_not_copied(la: Dataset):
+def test_full_resolution_is_kept_as_codes(la: Dataset):
     loaded = load_volumes(la, la.splits["train"])
     assert list(loaded) == list(la.splits["train"])
-    assert all(isinstance(v.image, np.memmap) for v in loaded.values())
+    assert all(isinstance(v.stored, Coded) for v in loaded.values())
+
+
+def test_a_case_whose_reduced_volume_is_there_is_not_read(la: Dataset):
+    case = la.splits["train"][0]
+    computed = load_volumes(la, [case], 0.5)[case]
+    cached = load_volumes(replace(la, load=None), [case], 0.5)[case]
+    assert np.array_equal(cached.image, computed.image)
+    assert cached.spacing == computed.spacing
 
 
 def test_reduced_volumes_are_kept_in_the_datasets_folder(la: Dataset):

@@ -18,7 +18,6 @@ HEAD = "method,dataset,labelled,metric,protocol,statistic,value,n\n"
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Calls the command line; gives exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "400")
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])

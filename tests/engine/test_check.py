@@ -33,7 +33,6 @@ LEVELS = {"mt": (0.70, 0.71, 0.69, 0.705, 0.695), "tcseg": (0.80, 0.81, 0.79, 0.
 @pytest.fixture
 def bench(capsys, monkeypatch):
     """Calls the command line; gives exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "250")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +26,6 @@ PLUGIN = str(Path(__file__).with_name("plugin_methods.py"))
 @pytest.fixture
 def bench(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Calls the command line; gives exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "200")
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])
@@ -238,3 +238,16 @@ def test_every_command_has_help_that_teaches(bench: Bench) -> None:
         assert code == 0
         described = out.split("Options")[0].split("Usage:")[1].splitlines()[1:]
         assert len(" ".join(described).split()) >= 4, command
+
+
+def test_these_tests_do_not_depend_on_who_runs_them() -> None:
+    """A CI service asks for colours, a user has a store of theirs."""
+    asked = {"FORCE_COLOR": "1", "GITHUB_ACTIONS": "true", "COLUMNS": "40", "BENCH_STORE": "none"}
+    here = Path(__file__).parent
+    names = ("test_plan.py::test_the_help_teaches", "test_plan.py::test_a_given_sd_needs_no_store")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no"]
+    done = subprocess.run(
+        [*command, *(str(here / name) for name in names)],
+        env=os.environ | asked, cwd=here.parents[1], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout

@@ -191,7 +191,6 @@ def bench(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
 def test_the_command_keeps_them_and_refuses_where_a_run_has_finished_without(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
     command = (
         *("run", "-m", "supervised", "-d", toy.folder, "--labelled", "2", "--profile", "smoke"),
         *("--data", toy.root, "--store", tmp_path, "--executor", "inline", "--threads", "1"),
@@ -219,7 +218,6 @@ def test_slices_are_drawn_from_a_store_and_its_data(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "400")
     store = whole[Keep.LAST]
     case = str(store.read("predictions").query("split == 'test'")["case"].iloc[0])
     command = ("report", "slices", "--case", case, "--store", store.path, "--out", tmp_path)

@@ -20,7 +20,6 @@ SECONDS = {"mt": (100.0, 200.0, 300.0, 250.0), "tcseg": (360.0,) * SEEDS}
 @pytest.fixture
 def bench(capsys, monkeypatch):
     """Calls the command line; gives exit code, output and errors."""
-    monkeypatch.setenv("COLUMNS", "250")
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["bench", *map(str, arguments)])

@@ -10,13 +10,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
 from benchmark import cli, rescoring
 from benchmark.metrics import case_metrics, prepare_reference
-from benchmark.rescoring import Policy, largest_component, rescore
+from benchmark.rescoring import Policy, rescore
 from benchmark.scans import load_scan
 from benchmark.worker import DONE, work
 from reports.facts import load_facts
@@ -41,36 +38,6 @@ def trained(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def new(tmp_path: Path) -> Store:
     return Store.open(tmp_path / "derived", create=True)
-
-
-def naive_largest(mask: np.ndarray) -> np.ndarray:
-    """By flooding from every voxel in C order, over all 26 neighbours."""
-    left = {tuple(p) for p in np.argwhere(mask)}
-    best: set[tuple[int, ...]] = set()
-    for seed in map(tuple, np.argwhere(mask)):
-        if seed not in left:
-            continue
-        found, edge = {seed}, [seed]
-        left.discard(seed)
-        while edge:
-            here = edge.pop()
-            for step in np.ndindex(3, 3, 3):
-                near = tuple(int(h + s - 1) for h, s in zip(here, step, strict=True))
-                if near in left:
-                    left.discard(near)
-                    found.add(near)
-                    edge.append(near)
-        if len(found) > len(best):
-            best = found
-    out = np.zeros_like(mask)
-    for place in best:
-        out[place] = True
-    return out
-
-
-@given(arrays(bool, (4, 3, 5), elements=st.sampled_from([False, False, False, True])))
-def test_the_largest_component_is_that_of_a_flood(mask: np.ndarray) -> None:
-    np.testing.assert_array_equal(largest_component(mask), naive_largest(mask))
 
 
 def test_without_a_change_every_byte_of_the_numbers_is_the_same(

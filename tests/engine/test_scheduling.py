@@ -43,6 +43,18 @@ def test_a_ratio_is_a_share_of_the_training_volumes(toy: Toy, tmp_path: Path) ->
     assert job.spec.labelled == 2
 
 
+def test_the_authors_recipe_brings_their_ramp_up_unless_it_is_set(toy: Toy, tmp_path: Path) -> None:
+    def ramp_up(*settings: str) -> float:
+        made = plan(
+            toy.folder, toy.root, tmp_path, "uamt", recipe="authors", settings=list(settings)
+        )
+        (job,) = made.jobs
+        return job.spec.method.rampup  # type: ignore[attr-defined,no-any-return]
+
+    assert ramp_up() == 1.0
+    assert ramp_up("uamt.rampup=0.3") == 0.3
+
+
 def test_on_a_cpu_every_run_has_one_thread_unless_told_otherwise() -> None:
     free = slots(Resources(jobs=None, threads=None, gpus=(), cores=8))
     assert (len(free), free[0].threads) == (8, 1)

@@ -13,6 +13,7 @@ from benchmark.profiles import PROFILES
 from benchmark.spec import (
     RunSpec,
     canonical_json,
+    method_for,
     override,
     parse_overrides,
     parse_seeds,
@@ -135,6 +136,21 @@ def test_an_authors_recipe_is_scaled_to_the_profile() -> None:
     spec = make_spec(method=DTC(), recipe=recipe_of(DTC, "authors"))
     assert spec.steps == 300
     assert replace(spec, profile=PROFILES["paper"]).steps == 6_000
+
+
+def test_with_the_authors_recipe_come_the_hyperparameters_that_they_set() -> None:
+    assert method_for(DTC, "common") == DTC()
+    assert method_for(DTC, "authors") == DTC(rampup=1.0)
+    assert method_for(MeanTeacher, "authors") == MeanTeacher()
+    spec = make_spec(method=method_for(DTC, "authors"), recipe=recipe_of(DTC, "authors"))
+    assert spec.changed() == {"rampup": 1.0}
+
+
+@pytest.mark.parametrize("cls", [m for m in METHODS if "rampup" in m.with_authors])
+def test_the_authors_ramp_up_ends_after_6000_of_their_steps_or_with_the_run(cls) -> None:
+    """The field ramps over 40 units of 150 steps; SSL4MIS and its kin over the whole run."""
+    steps = cls.with_authors["rampup"] * cls.authors.steps
+    assert steps == pytest.approx(6_000) or cls.with_authors["rampup"] == 1.0
 
 
 @pytest.mark.parametrize(

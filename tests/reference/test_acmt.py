@@ -10,9 +10,9 @@ import torch
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
 from benchmark.seeding import torch_generator
-from methods.acmt import ACMT, nearer_class, supervised_loss, threshold_at
+from methods.acmt import ACMT, nearer_class, threshold_at
 from methods.base import Step
-from methods.common import noisy
+from methods.common import both_classes_loss, noisy
 
 
 def trained(**fields):
@@ -52,7 +52,7 @@ def test_the_supervised_term_has_the_dice_of_both_classes():
         size = sum(q[c] ** 2 for q in p) + sum(k == c for k in t)
         dice += (1 - (2 * overlap + 1e-5) / (size + 1e-5)) / 2
     expected = 0.5 * (entropy + dice)
-    assert supervised_loss(logits, target).item() == pytest.approx(expected, rel=1e-9)
+    assert both_classes_loss(logits, target).item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_entropy_selects_where_the_student_is_not_sure():

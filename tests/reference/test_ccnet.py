@@ -160,7 +160,7 @@ def test_the_main_predictor_is_the_decoder_with_all_skips(learner):
         ("mixing", -1.0, "mixing=-1.0; it must be at least 0"),
         ("box", 1.5, r"box=1.5; it must lie in \[0, 1\]"),
         ("temperature", 0.0, "temperature=0.0; it must lie in"),
-        ("variant", "paper", "variant is 'paper'; it must be one of"),
+        ("variant", "paper", "variant='paper'; known: fixed, released"),
     ],
 )
 def test_hyperparameters_out_of_range_are_refused(name, value, message):

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.networks import initialise
 from methods.base import Step
 from methods.cds import (
     CDS,
@@ -20,7 +21,6 @@ from methods.cds import (
     prototypes,
     reliable,
     some,
-    widest,
 )
 
 EARLY = Step(14, 40)
@@ -340,8 +340,10 @@ def test_students_and_teacher_are_equal_at_the_start_and_part_by_their_noise():
     assert any(not first[k].equal(second[k]) for k in first)
 
 
-def test_the_deepest_level_of_a_v_net_is_the_widest():
-    assert widest(small_learner(CDS()).nets["teacher"].net) == 16
+def test_the_heads_fit_the_deepest_level_whatever_the_size():
+    nets = initialise(CDS(), 0, channels=1, width=3, levels=4, dropout=0.5)
+    seen = nets["teacher"](torch.zeros(2, 1, 8, 8, 16))
+    assert seen.prediction.shape == (2, 24, 1, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -362,5 +364,5 @@ def test_hyperparameters_out_of_range_are_refused(name, value, allowed):
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="variant is 'paper'"):
+    with pytest.raises(ValueError, match="variant='paper'; known: fixed, released"):
         CDS(variant="paper")

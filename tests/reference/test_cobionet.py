@@ -216,5 +216,5 @@ def test_hyperparameters_out_of_range_are_refused(name, value, allowed):
 
 
 def test_an_unknown_variant_is_refused():
-    with pytest.raises(ValueError, match="variant is 'paper'"):
+    with pytest.raises(ValueError, match="variant='paper'; known: fixed, released"):
         CoBioNet(variant="paper")

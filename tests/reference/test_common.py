@@ -10,11 +10,17 @@ from torch import nn
 
 from methods.base import NetOutput
 from methods.common import (
+    check_choice,
     check_range,
+    class_means,
     cross_entropy,
+    decoder_predictor,
     dice_loss,
     ema_,
     frozen,
+    masked_dice_loss,
+    mean_of_passes,
+    mean_predictor,
     noisy,
     predictor,
     sigmoid_rampup,
@@ -198,3 +204,84 @@ def test_hyperparameters_out_of_range_are_refused(value, low, high, message):
 @pytest.mark.parametrize("value", [0, 0.5, 1])
 def test_hyperparameters_in_range_are_accepted(value):
     check_range("x", value, 0, 1)
+
+
+def test_class_means_are_weighted_means_of_each_class_in_each_volume():
+    rng = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 3, 2, 1, 2, generator=rng, dtype=torch.float64)
+    weight = torch.rand(2, 2, 2, 1, 2, generator=rng, dtype=torch.float64)
+    weight[1, 0] = 0
+    found = class_means(features, weight, 1e-3)
+    for b in range(2):
+        for k in range(2):
+            w = weight[b, k].flatten().tolist()
+            for f in range(3):
+                z = features[b, f].flatten().tolist()
+                mean = sum(x * y for x, y in zip(w, z, strict=True)) / (sum(w) + 1e-3)
+                assert found[b, k, f].item() == pytest.approx(mean, rel=1e-12)
+    assert not found[1, 0].any()
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 3, 4), (2, 3, 4)], ids=["of each volume", "of all"])
+def test_masked_dice_is_that_of_the_masked_voxels_by_volume_and_class(shape):
+    rng = torch.Generator().manual_seed(0)
+    p = torch.randn(2, 2, 2, 3, 4, generator=rng, dtype=torch.float64).softmax(1)
+    target = torch.randint(2, (2, 2, 3, 4), generator=rng)
+    mask = torch.rand(shape, generator=rng) < 0.6
+    scores = []
+    for b in range(2):
+        where = mask[b] if mask.dim() == 4 else mask
+        for c in range(2):
+            overlap = size = 0.0
+            for q, t in zip(p[b, c][where].tolist(), target[b][where].tolist(), strict=True):
+                overlap += q * (t == c)
+                size += q + (t == c)
+            scores.append((2 * overlap + 1e-5) / (size + 1e-5))
+    expected = 1 - sum(scores) / 4
+    assert masked_dice_loss(p, target, mask).item() == pytest.approx(expected, rel=1e-12)
+
+
+class Decoders(torch.nn.Module):
+    """Three decoders whose scores are the image, twice and three times it."""
+
+    def forward(self, image):
+        both = torch.cat([torch.zeros_like(image), image], 1)
+        return tuple(NetOutput(k * both, both) for k in (1, 2, 3))
+
+
+def test_predictors_of_decoders_average_probabilities_of_those_that_are_asked_for():
+    image = torch.linspace(-2, 2, 8).view(1, 1, 2, 2, 2)
+    one, two, three = (
+        torch.cat([(-k * image).sigmoid(), (k * image).sigmoid()], 1) for k in (1, 2, 3)
+    )
+    net = Decoders()
+    torch.testing.assert_close(decoder_predictor(net, 1)(image), two)
+    torch.testing.assert_close(decoder_predictor(net, 0, 2)(image), (one + three) / 2)
+    torch.testing.assert_close(decoder_predictor(net)(image), (one + two + three) / 3)
+    mean = mean_predictor(decoder_predictor(net, 0), decoder_predictor(net, 1))
+    torch.testing.assert_close(mean(image), (one + two) / 2)
+
+
+def test_the_mean_of_passes_has_noise_of_its_own_in_each():
+    seen = []
+
+    class Recording(torch.nn.Module):
+        def forward(self, image):
+            seen.append(image)
+            both = torch.cat([torch.zeros_like(image), image], 1)
+            return NetOutput(both, both)
+
+    image = torch.randn(2, 1, 2, 2, 2, generator=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(1)
+    mean = mean_of_passes(Recording(), image, 4, 0.1, 0.15, rng)
+    passes = [x for pair in seen for x in pair.split(2)]
+    assert len(passes) == 4
+    assert len({x.sum().item() for x in passes}) == 4
+    assert all((x - image).abs().max() <= 0.15 + 1e-6 for x in passes)
+    torch.testing.assert_close(mean[:, 1:], sum(x.sigmoid() for x in passes) / 4)
+
+
+def test_a_choice_that_is_none_is_refused_with_those_there_are():
+    check_choice("variant", "fixed", ("fixed", "released"))
+    with pytest.raises(ValueError, match="variant='x'; known: fixed, released"):
+        check_choice("variant", "x", ("fixed", "released"))

@@ -11,8 +11,8 @@ from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
 from benchmark.seeding import torch_generator
 from methods.base import Step
-from methods.common import noisy
-from methods.cpcl import CPCL, paired, prototypes, similarity
+from methods.common import noisy, similarity
+from methods.cpcl import CPCL, paired, prototypes
 
 
 @pytest.fixture(scope="module")

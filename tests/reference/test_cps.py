@@ -10,8 +10,8 @@ import torch
 
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from methods.base import Step
-from methods.common import supervised_loss
-from methods.cps import CPS, cross_pseudo_supervision, hard_label
+from methods.common import cross_pseudo_supervision, hard_label, supervised_loss
+from methods.cps import CPS
 
 
 @pytest.fixture(scope="module")

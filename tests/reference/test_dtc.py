@@ -9,7 +9,8 @@ import torch
 
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from methods.base import Step
-from methods.dtc import DTC, segmentation
+from methods.common import segmentation
+from methods.dtc import DTC
 
 
 @pytest.fixture(scope="module")

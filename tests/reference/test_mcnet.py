@@ -9,7 +9,8 @@ import torch
 
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from methods.base import Step
-from methods.mcnet import MCNet, MCNetPlus, linear_dice_loss, mutual_consistency
+from methods.common import linear_dice_loss, mutual_consistency
+from methods.mcnet import MCNet, MCNetPlus
 
 
 @pytest.fixture(scope="module", params=[MCNet, MCNetPlus], ids=lambda c: c.name)

@@ -38,13 +38,19 @@ EXACT: tuple[Spacing, ...] = (
 )
 ROUNDED: tuple[Spacing, ...] = ((0.7, 0.7, 0.7), (0.82, 0.82, 3.1), (1 / 3, 2.1, 0.9))
 SHAPES = ((1, 1, 2), (1, 9, 7), (2, 2, 2), (3, 17, 5), (12, 13, 14), (27, 8, 21), (20, 24, 16))
-SEARCHES = {"tree": math.inf, "distance map": 0, "whichever is faster": metrics._TREE_LIMIT}
+SEARCHES = {
+    "tree": {"_TREE_LIMIT": math.inf, "WORTH_COMPILING": math.inf},
+    "distance map": {"_TREE_LIMIT": 0, "WORTH_COMPILING": math.inf},
+    "whichever is faster": {"WORTH_COMPILING": math.inf},
+    "compiled": {"WORTH_COMPILING": 0},
+}
 
 
 @pytest.fixture(params=SEARCHES)
 def search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways to find the nearest voxel, whatever the size of the surfaces."""
-    monkeypatch.setattr(metrics, "_TREE_LIMIT", SEARCHES[request.param])
+    """All ways to find the nearest voxel, whatever the size of the surfaces."""
+    for name, value in SEARCHES[request.param].items():
+        monkeypatch.setattr(metrics, name, value)
 
 
 def compare(prediction: Mask, reference: Mask, spacing: Spacing) -> CaseMetrics:
@@ -59,13 +65,14 @@ def medpy_metrics(prediction: Mask, reference: Mask, spacing: Spacing) -> tuple[
     )
 
 
-def assert_equals_medpy(prediction: Mask, reference: Mask, spacing: Spacing) -> None:
+def assert_equals_medpy(prediction: Mask, reference: Mask, spacing: Spacing) -> CaseMetrics:
     """Equal to the last bit where squared distances are exact, otherwise HD95 within 1e-12."""
     result = compare(prediction, reference, spacing)
     dsc, asd, hd95 = medpy_metrics(prediction, reference, spacing)
     assert result.status == "ok"
     assert (result.dsc, result.asd) == (dsc, asd)
     assert abs(result.hd95 - hd95) <= (0 if spacing in EXACT else 1e-12)
+    return result
 
 
 def box(shape: tuple[int, int, int], *corners: tuple[int, int]) -> Mask:
@@ -134,7 +141,13 @@ def test_random_masks_score_as_with_medpy(shape: tuple[int, int, int], spacing: 
         assert_equals_medpy(random_mask(rng, shape), random_mask(rng, shape), spacing)
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=150)
+@pytest.mark.usefixtures("search")
+@hypothesis.settings(
+    derandomize=True,
+    deadline=None,
+    max_examples=100,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
 @hypothesis.given(strategies.data())
 def test_any_two_masks_score_as_with_medpy(data: strategies.DataObject) -> None:
     shape = data.draw(strategies.tuples(*[strategies.integers(1, 6)] * 3))
@@ -163,15 +176,63 @@ def test_masks_of_awkward_shape_score_as_with_medpy(prediction: Mask, spacing: S
     assert_equals_medpy(reference, prediction, spacing)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "lattice"),
+    [
+        ((1.0, 1.0, 1.0), (1.0, (1, 1, 1))),
+        ((0.625, 0.625, 0.625), (0.125, (25, 25, 25))),
+        ((3.0, 1.0, 0.5), (0.5, (36, 4, 1))),
+        ((0.7, 0.7, 0.7), None),
+        ((1.0, 1.0, float(np.float32(0.82))), None),
+        ((4096.0, 1.0, 1.0), None),
+    ],
+)
+def test_a_spacing_is_a_lattice_where_squared_distances_are_small_whole_numbers(
+    spacing: Spacing, lattice: tuple[float, tuple[int, int, int]] | None
+) -> None:
+    found = prepare_reference(np.ones((9, 2, 2), dtype=bool), spacing).lattice
+    assert found == (lattice and metrics.Lattice(*lattice))
+
+
+def test_a_volume_worth_compiling_scores_the_same_bits_without(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also as an array that cannot be written or does not lie in C order."""
+    grid = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (101, 90, 60)), indexing="ij"))
+    ball = (grid**2).sum(0) < 0.3
+    noise = ball ^ (np.random.default_rng(2).random(ball.shape) < 0.01)
+    ball.setflags(write=False)
+    assert ball.size >= metrics.WORTH_COMPILING
+    asked: list[bool] = []
+
+    def scores(*, fast: bool) -> list[CaseMetrics]:
+        def compiled(*loops: Callable[..., object]) -> object:
+            asked.append(fast)
+            return metrics_compiled(*loops) if fast else None
+
+        monkeypatch.setattr(metrics, "compiled", compiled)
+        pairs = [(ball, noise), (noise, ball), (np.asfortranarray(noise), ball), (~ball, ball)]
+        return [compare(p, r, (0.625, 0.625, 1.25)) for p, r in pairs]
+
+    metrics_compiled = metrics.compiled
+    assert scores(fast=True) == scores(fast=False)
+    assert asked == [True] * 4 + [False] * 4
+
+
 @pytest.mark.skipif(not LA, reason="needs the left atrium volumes in ../shared/data/la")
 @pytest.mark.parametrize("path", LA, ids=lambda path: path.parent.name)
 @pytest.mark.parametrize("perturb", [shifted, eroded, noisy, truncated])
-def test_left_atria_score_as_with_medpy(path: Path, perturb: Callable[[Mask], Mask]) -> None:
+def test_left_atria_score_as_with_medpy(
+    path: Path, perturb: Callable[[Mask], Mask], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with h5py.File(path) as file:
         label = file["label"][:] == 1
     low, high = np.argwhere(label).min(axis=0) - 4, np.argwhere(label).max(axis=0) + 5
     label = label[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))]
-    assert_equals_medpy(perturb(label), label, (0.625, 0.625, 0.625))
+    monkeypatch.setattr(metrics, "WORTH_COMPILING", math.inf)
+    result = assert_equals_medpy(perturb(label), label, (0.625, 0.625, 0.625))
+    monkeypatch.setattr(metrics, "WORTH_COMPILING", 0)
+    assert compare(perturb(label), label, (0.625, 0.625, 0.625)) == result
 
 
 @pytest.mark.skipif(not HIPPOCAMPUS, reason="needs labels in ../shared/data/hippocampus")

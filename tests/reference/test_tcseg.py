@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from benchmark.seeding import seeded_torch
 from methods.base import Batch, NetOutput, Step
+from methods.common import SHORTEST, similarity
 from methods.tcseg import (
-    SHORTEST,
     TCSeg,
     Variant,
     band,
@@ -29,7 +29,6 @@ from methods.tcseg import (
     pseudo_label_loss,
     random_elements,
     reliable,
-    similarity,
     supervised,
 )
 
@@ -783,7 +782,6 @@ def test_predictors_are_decoder_1_decoder_2_their_mean_and_the_teacher() -> None
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("variant", "code"),
         ("tau", -0.01),
         ("tau_min", 0.6),
         ("tau_max", 0.4),
@@ -796,6 +794,11 @@ def test_predictors_are_decoder_1_decoder_2_their_mean_and_the_teacher() -> None
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=rf"{name}.*{value}.*must"):
         TCSeg(**{name: value})
+
+
+def test_a_variant_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(ValueError, match="variant='code'; known: paper, released"):
+        TCSeg(variant="code")
 
 
 @pytest.mark.parametrize(

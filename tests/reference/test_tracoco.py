@@ -227,7 +227,7 @@ def test_the_authors_rate_falls_from_0_05_as_a_polynomial():
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("variant", "paper", "variant is 'paper'; it must be one of"),
+        ("variant", "paper", "variant='paper'; known: fixed, released"),
         ("weight", -1.0, "weight=-1.0; it must be at least 0"),
         ("rampup", 2.0, "rampup=2.0; it must lie in"),
         ("confident", 0.4, "confident=0.4; it must lie in"),

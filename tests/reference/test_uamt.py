@@ -10,8 +10,8 @@ import torch
 from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
 from benchmark.seeding import torch_generator
 from methods.base import Step
-from methods.common import noisy
-from methods.uamt import UAMT, entropy_threshold, masked_distance, predictive_entropy
+from methods.common import entropy_threshold, masked_distance, noisy, predictive_entropy
+from methods.uamt import UAMT
 
 
 @pytest.fixture

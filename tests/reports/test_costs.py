@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from reports import costs
@@ -49,7 +50,18 @@ def test_a_row_has_the_medians_of_its_finished_runs(store):
     assert row["seconds_per_case"] == pytest.approx(0.6)
     assert row["peak_memory_bytes"] == pytest.approx(3e8)
     assert row["seconds"] == pytest.approx(300)
-    assert printed(store) == [("mt", "cpu", "3", "9.45", "0.300", "0.60", "0.30", "5.0 min")]
+    assert printed(store) == [
+        ("mt", "cpu", "3", "9.45", "0.300", "0.60", "0.0 s", "0.30", "5.0 min")
+    ]
+
+
+def test_the_best_checkpoint_costs_the_evaluations_before_the_last(store):
+    run = toy.run_id("mt", 0)
+    rows = [toy.cases(run, {1000: (0.5,) * 4, 2000: (0.6,) * 4, 3000: (0.5,) * 4})]
+    rows += [toy.cases(run, {1000: (0.5,), 3000: (0.5,)}, split="val")]
+    toy.add(store, pd.concat(rows), toy.spec("mt"), sidecar={"seconds_per_case": 10.0})
+    assert found(store)["seconds_to_choose"].tolist() == [2 * 4 * 10.0]
+    assert printed(store)[0][6] == "1.3 min"
 
 
 def test_devices_and_thread_counts_never_share_a_row(store):
@@ -75,7 +87,7 @@ def test_what_a_run_did_not_record_is_no_number(store):
     assert np.isnan(
         [row["seconds_per_step"], row["seconds_per_case"], row["peak_memory_bytes"]]
     ).all()
-    assert printed(store)[0][3:] == ("9.45", "–", "–", "–", "8.6 min")
+    assert printed(store)[0][3:] == ("9.45", "–", "–", "–", "–", "8.6 min")
 
 
 def test_methods_come_in_the_order_of_the_main_table_under_its_headings(store):
@@ -91,12 +103,12 @@ def test_the_page_and_the_numbers_are_written(store, tmp_path):
     add(store, 0, 0.5)
     paths = costs.write_costs(load_facts(store, "last", "tcseg"), tmp_path)
     assert [p.name for p in paths] == ["costs.md", "costs.csv", "costs.tex"]
-    assert "| mt | cpu | 1 | 9.45 | 0.500 | 1.00 | 0.50 | 8.3 min |" in paths[0].read_text()
+    assert "| mt | cpu | 1 | 9.45 | 0.500 | 1.00 | 0.0 s | 0.50 | 8.3 min |" in paths[0].read_text()
     assert "compare rows of one device" in paths[0].read_text()
     assert paths[1].read_text().splitlines()[1].endswith(",500.0000")
     latex = paths[2].read_text()
     check_latex(latex)
-    assert r"mt & cpu & 1 & 9.45 & 0.500 & 1.00 & 0.50 & 8.3 min \\" in latex
+    assert r"mt & cpu & 1 & 9.45 & 0.500 & 1.00 & 0.0 s & 0.50 & 8.3 min \\" in latex
     assert r"10\textsuperscript{9} bytes" in latex
 
 

@@ -271,6 +271,19 @@ def test_a_phone_never_scrolls_sideways(open_page, width):
     assert page.run("document.getElementById('details').scrollWidth") <= width
 
 
+def test_a_phone_shows_the_median_without_scrolling(open_page):
+    page = open_page("protocol=best", width=390, height=844)
+    ends = "(e => [e.innerText, e.getBoundingClientRect().right])"
+    (shown,) = (
+        right
+        for text, right in page.run(
+            f"[...document.querySelectorAll('#table thead th')].map({ends})"
+        )
+        if text.startswith("Median")
+    )
+    assert shown <= 390
+
+
 def test_it_is_dark_where_the_reader_is_and_by_a_button(open_page):
     colour = "getComputedStyle(document.body).backgroundColor"
     light, dark = open_page(), open_page(dark=True)

@@ -112,7 +112,7 @@ def test_methods_come_by_their_distance_to_the_best_of_each_setting(store):
     assert [row[0] for row in rows[::2]] == sorted(("supervised", "mt", "tcseg"), key=behind)
 
 
-def test_a_median_that_is_a_failed_run_says_so_is_last_and_has_no_mark(empty_store):
+def test_a_median_that_is_a_failed_run_says_so_is_last_and_has_no_mark(empty_store, tmp_path):
     for seed in range(3):
         grid_toy.add(empty_store, Run("mt", "la-8", seed, 0.9, failed=seed > 0))
         grid_toy.add(empty_store, Run("dtc", "la-8", seed, 0.3))
@@ -121,6 +121,10 @@ def test_a_median_that_is_a_failed_run_says_so_is_last_and_has_no_mark(empty_sto
     assert rows[2][3:] == ("failed", "1/3")
     assert rows[3][3] == f"{grid_toy.score(Run('mt', 'la-8', 0, 0.9), 'last'):.2f}"
     assert type(rows[0][3]) is type(rows[2][3]) is str
+    _, path, _ = leaderboard.write_leaderboard(facts_of(empty_store), tmp_path)
+    table = pd.read_csv(path).set_index(["name", "rule", "over_runs"])
+    medians = table.loc[("mt", "last", "median"), ["dsc_percent", "asd", "hd95"]]
+    assert medians.tolist() == ["failed"] * 3
 
 
 def test_a_third_protocol_is_a_third_section_and_has_a_file_of_its_own(empty_store, tmp_path):

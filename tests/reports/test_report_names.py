@@ -2,7 +2,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from reports import PAPER, REPORTS, named
+from reports import PAPER, REPORTS, named, optimism
 from reports.facts import load_facts
 from reports.render import latex
 from reports.report import write_report
@@ -66,6 +66,21 @@ def test_a_report_named_twice_is_made_once(store, tmp_path):
     made = write_report(store.path, "last", tmp_path / "out", names=names)
     assert [p.name for p in made.paths] == ["costs.md", "costs.csv", "costs.tex"]
     assert len(made.tables) == 1
+
+
+def test_what_is_shown_and_written_is_worked_out_once(store, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(facts, real=optimism.optimism):
+        calls.append(facts)
+        return real(facts)
+
+    monkeypatch.setattr(optimism, "optimism", counted)
+    made = write_report(store.path, "last", tmp_path / "out", names=["optimism"])
+    assert len(made.tables) == 1
+    assert len(calls) == 1
+    write_report(store.path, "best", tmp_path / "out", names=["optimism"])
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("name", [n for n, report in REPORTS.items() if report.show])
