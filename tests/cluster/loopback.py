@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -129,7 +130,7 @@ class Loopback:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        self._wait("idle nodes", lambda: self._said("sinfo", "-hN", "-p", "low", "-o", "%t"), 3)
+        self._wait("idle nodes", self._all_idle)
 
     def start_controller(self) -> None:
         """Start the controller, which goes on from its saved state."""
@@ -164,7 +165,7 @@ class Loopback:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        self._wait("the database", lambda: "x" if socket.exists() else "", 1, "x")
+        self._wait("database", socket.exists)
         kept = {
             "AuthType": "auth/munge",
             "AuthInfo": f"socket={self.folder}/munge.socket",
@@ -183,9 +184,7 @@ class Loopback:
         conf.write_text("".join(f"{name}={value}\n" for name, value in kept.items()))
         conf.chmod(0o600)
         subprocess.run(["slurmdbd"], env=os.environ | {"MYSQL_UNIX_PORT": str(socket)}, check=True)
-        self._wait(
-            "accounting", lambda: self._said("sacctmgr", "-n", "show", "cluster") and "x", 0, "x"
-        )
+        self._wait("accounting", self._accounting_answers)
         self._run("sacctmgr", "-i", "add", "cluster", "loopback")
         self._run("sacctmgr", "-i", "add", "account", "lab", "cluster=loopback")
         self._run("sacctmgr", "-i", "add", "user", "root", "account=lab")
@@ -193,13 +192,18 @@ class Loopback:
     def _run(self, *words: str) -> None:
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
-    def _said(self, *words: str) -> str:
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        return done.stdout
+    def _all_idle(self) -> bool:
+        words = ["sinfo", "-hN", "-p", "low", "-o", "%t"]
+        said = subprocess.run(words, capture_output=True, text=True, check=False).stdout
+        return said.split() == ["idle"] * len(NODES)
 
-    def _wait(self, what: str, said: object, count: int, word: str = "idle") -> None:
+    def _accounting_answers(self) -> bool:
+        words = ["sacctmgr", "-n", "show", "cluster"]
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+    def _wait(self, what: str, there: Callable[[], bool]) -> None:
         deadline = time.monotonic() + _WAIT_S
-        while said().split().count(word) < count:  # type: ignore[operator]
+        while not there():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no {what} after {_WAIT_S:.0f} s")
             time.sleep(0.1)
