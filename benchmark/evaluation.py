@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from joblib import Parallel, delayed
 
 from benchmark.data.base import Geometry, Split, Volume
 from benchmark.inference import segment, sliding_window
-from benchmark.metrics import Reference, case_metrics, prepare_reference
+from benchmark.metrics import CaseMetrics, Reference, case_metrics, prepare_reference
 from benchmark.trainer import Diverged
 from methods.base import Predictor
 from results.predictions import Mask, columns_of
@@ -89,6 +90,18 @@ class Evaluator:
         )
         return [p.key | asdict(m) for p, m in zip(predictions, measured, strict=True)]
 
+    def cases_later(
+        self,
+        predictions: Sequence[Prediction],
+        references: Callable[[str], Reference],
+        pool: Executor,
+    ) -> Callable[[], list[dict[str, Any]]]:
+        """As `cases`, measured by the pool; what it returns waits for the rows."""
+        measured = [pool.submit(_measured, p, references) for p in predictions]
+        return lambda: [
+            p.key | asdict(m.result()) for p, m in zip(predictions, measured, strict=True)
+        ]
+
     def pseudo(
         self, predictors: Mapping[str, Predictor], names: Iterable[str], step: int
     ) -> list[dict[str, Any]]:
@@ -129,6 +142,10 @@ class Evaluator:
             mask = segment(probabilities).cpu().numpy()
             self.segmented(time.monotonic() - began)
             yield name, mask
+
+
+def _measured(prediction: Prediction, references: Callable[[str], Reference]) -> CaseMetrics:
+    return case_metrics(prediction.mask, references(prediction.case))
 
 
 def reference_cache(volumes: Mapping[str, Volume]) -> Callable[[str], Reference]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import pandas as pd
 import torch
@@ -21,7 +22,7 @@ from benchmark.data.links import linked_cases
 from benchmark.data.sampling import Sampler
 from benchmark.data.splits import split_labelled
 from benchmark.data.volumes import load_volumes
-from benchmark.evaluation import Evaluator, reference_cache
+from benchmark.evaluation import Evaluator, Prediction, reference_cache
 from benchmark.networks import initialise
 from benchmark.plugins import digest
 from benchmark.prefetch import prefetched
@@ -266,6 +267,13 @@ def chosen_predictors(spec: RunSpec, learner: Learner) -> dict[str, Predictor]:
     return {name: known[name] for name in spec.predictors}
 
 
+class Measuring(NamedTuple):
+    """An evaluation whose predictions are made: its step, and what waits for its cases."""
+
+    step: int
+    rows: Callable[[], list[dict[str, Any]]]
+
+
 class _Attempt:
     """One attempt at a run: the state of its loop, and nothing that outlives it."""
 
@@ -278,6 +286,9 @@ class _Attempt:
         # Where a GPU trains, the processor is free to work ahead; on a CPU it would be in the way.
         on_gpu = device.type == "cuda"
         self.helpers, self.read_every = (threads, READ_EVERY) if on_gpu else (0, 1)
+        # One thread cannot measure while it trains.
+        self.pool = ThreadPoolExecutor(threads) if on_gpu or threads > 1 else None
+        self.measuring: Measuring | None = None
         self.due, self.kept = job.spec.evaluated, job.kept
         self.row, self.plugins = row_of(job), job.plugins
         if device.type == "cuda":
@@ -301,28 +312,47 @@ class _Attempt:
         done = self._resume()
         self._require_predictions(done)
         self.reporter.begin(done, sum(s <= done for s in self.due))
-        sampler = build_sampler(self.spec, self.world, self.device)
         try:
-            with prefetched(sampler, self.spec.steps, self.helpers) as sample:
-                for stop in _stops(self.spec, done):
-                    with self.reporter.timing("training"):
-                        rows = train(
-                            *(self.learner, sample, done, stop, self._count),
-                            read_every=self.read_every,
-                        )
-                    self._keep("history", stop, [asdict(r) for r in rows])
-                    if stop in self.due:
-                        self._evaluate(stop)
-                    self.claim.require()
-                    checkpoint.save(self.folder, stop, self._state())
-                    done = stop
+            self._train(done)
         except Diverged as failure:
+            self._settle()
             if failure.rows:
                 stop = failure.rows[-1].step + 1
                 self._keep("history", stop, [asdict(r) for r in failure.rows])
             self._commit("failed", str(failure))
         else:
+            self._settle()
             self._commit("finished", "")
+        finally:
+            if self.pool is not None:
+                self.pool.shutdown(cancel_futures=True)
+
+    def _train(self, done: int) -> None:
+        """From `done` steps to the end, with every evaluation and checkpoint.
+
+        The checkpoint of a step may be there before its cases are, as they may be measured while
+        training goes on; but no checkpoint of a later step is. So a run that is continued lacks the
+        cases of the step that it continues from at most, whose networks it has.
+        """
+        if done in self.due and done not in set(
+            self.store.read_parts(self.run_id, "cases")["step"]
+        ):
+            self._evaluate(done)
+        sampler = build_sampler(self.spec, self.world, self.device)
+        with prefetched(sampler, self.spec.steps, self.helpers) as sample:
+            for stop in _stops(self.spec, done):
+                with self.reporter.timing("training"):
+                    rows = train(
+                        *(self.learner, sample, done, stop, self._count),
+                        read_every=self.read_every,
+                    )
+                self._keep("history", stop, [asdict(r) for r in rows])
+                self._settle()
+                if stop in self.due:
+                    self._evaluate(stop)
+                self.claim.require()
+                checkpoint.save(self.folder, stop, self._state())
+                done = stop
 
     def _resume(self) -> int:
         found = checkpoint.load_newest(self.folder, self.device)
@@ -368,14 +398,33 @@ class _Attempt:
                 predictions = self.evaluator.predictions(
                     self.predictors, self.world.evaluated, step
                 )
-                cases = self.evaluator.cases(predictions, self.references)
-            self._keep("cases", step, cases)
+            self._measure(step, predictions)
             if step in self.kept:
                 self._keep("predictions", step, [p.packed() for p in predictions])
             if step == self.spec.steps and self.world.unlabelled:
                 with self.reporter.timing("pseudo-labels"):
                     pseudo = self.evaluator.pseudo(self.predictors, self.world.unlabelled, step)
                 self._keep("pseudo", step, pseudo)
+
+    def _measure(self, step: int, predictions: Sequence[Prediction]) -> None:
+        if self.pool is None:
+            self.measuring = Measuring(
+                step, lambda: self.evaluator.cases(predictions, self.references)
+            )
+            self._settle()
+        else:
+            rows = self.evaluator.cases_later(predictions, self.references, self.pool)
+            self.measuring = Measuring(step, rows)
+
+    def _settle(self) -> None:
+        """Keep the cases of the last evaluation, once they are measured."""
+        if self.measuring is None:
+            return
+        step, rows = self.measuring
+        with self.reporter.timing("evaluating"):
+            cases = rows()
+        self._keep("cases", step, cases)
+        self.measuring = None
         self.reporter.attempt.evaluations += 1
         self.reporter.progress.evaluated += 1
 

@@ -87,6 +87,28 @@ def test_stopping_after_any_checkpoint_changes_no_byte(
     assert contents(cut, run) == contents(whole, run)
 
 
+def test_a_cut_while_cases_are_measured_beside_training_changes_no_byte(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two threads measure; torch keeps to one, as several tests share the cores.
+    monkeypatch.setattr("torch.set_num_threads", lambda number: None)
+    whole, run = fresh(toy, tmp_path / "whole", "mt")
+    assert work(whole, run, "cpu", 2) == DONE
+    cut, _ = fresh(toy, tmp_path / "cut", "mt")
+    stop_after_every_checkpoint(monkeypatch)
+    missing = 0
+    while not cut.is_done(run):
+        work(cut, run, "cpu", 2)
+        if not cut.is_done(run):
+            newest = max(cut.work(run).glob("checkpoint-*.pt"))
+            steps = set(cut.read_parts(run, "cases")["step"])
+            at = int(newest.stem.removeprefix("checkpoint-"))
+            assert steps | {at} >= {s for s in (6, 12, 18) if s <= at}
+            missing += at in (6, 12, 18) and at not in steps
+    assert missing, "no cut came before its cases were kept"
+    assert contents(cut, run) == contents(whole, run)
+
+
 def stop_after_every_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmark import checkpoint
 

@@ -132,6 +132,17 @@ def test_a_shorter_recipe_is_evaluated_as_often_as_the_profile() -> None:
     assert spec.evaluated[-1] == 300
 
 
+def test_opt_in_numerics_are_part_of_a_runs_identity_and_older_runs_keep_theirs() -> None:
+    spec = make_spec()
+    assert not {"channels_last", "compile"} & set(spec.canonical()["profile"])
+    changes = ({"channels_last": True}, {"compile": True}, {"precision": "exact"})
+    others = [replace(spec, profile=replace(spec.profile, **c)) for c in changes]
+    assert len({s.run_id for s in (spec, *others)}) == 4
+    assert others[1].profile_label == f"{spec.profile.name}+compile=True"
+    for other in others:
+        assert spec_from_canonical(other.canonical(), KNOWN) == other
+
+
 def test_an_authors_recipe_is_scaled_to_the_profile() -> None:
     spec = make_spec(method=DTC(), recipe=recipe_of(DTC, "authors"))
     assert spec.steps == 300

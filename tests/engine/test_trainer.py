@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, final
 
@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmark import checkpoint, runner
 from benchmark.networks import initialise
+from benchmark.prefetch import prefetched
 from benchmark.runner import build_learner, chosen_predictors, load_world
-from benchmark.trainer import make_learner, train, train_step
+from benchmark.trainer import Diverged, make_learner, train, train_step
 from benchmark.worker import DONE, work
 from methods.base import (
     Adam,
@@ -110,6 +111,56 @@ def test_a_long_run_keeps_about_a_thousand_steps_of_history_and_always_the_last(
     learner = make_learner(Duel(), nets, Recipe(learning_rate=1e-9), seed=0, total=2_500)
     kept = sorted({row.step for row in train(learner, empty_batch, 0, 2_500, lambda done: None)})
     assert kept == [*range(0, 2_500, 2), 2_499]
+
+
+class Bursts(Duel):
+    """NaN from step 7 on, and an error two steps later."""
+
+    name: ClassVar[str] = "bursts"
+
+    def losses(
+        self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
+    ) -> dict[str, Term]:
+        if step.index == 9:
+            raise KeyError("what a NaN led to")
+        terms = super().losses(nets, batch, step, rng)
+        if step.index < 7:
+            return terms
+        return terms | {"down": Term(terms["down"].value * float("nan"), 2.0, "v")}
+
+
+@pytest.mark.parametrize("read_every", [1, 3, 8, 9, 25])
+def test_reading_terms_later_changes_neither_rows_nor_the_step_that_diverged(
+    read_every: int,
+) -> None:
+    found = []
+    for every in (1, read_every):
+        nets = initialise(Bursts(), 0, channels=1, width=1, levels=2, dropout=0.0)
+        learner = make_learner(Bursts(), nets, Recipe(learning_rate=1e-3), seed=0, total=20)
+        kept = train(learner, empty_batch, 0, 6, lambda done: None, read_every=every)
+        with pytest.raises(Diverged, match="term 'down' is not finite at step 7") as raised:
+            train(learner, empty_batch, 6, 20, lambda done: None, read_every=every)
+        found.append([*kept, *raised.value.rows])
+    assert str(found[0]) == str(found[1])  # NaN is not equal to itself
+    assert [row.step for row in found[0]] == [s for s in range(8) for _ in range(2)]
+
+
+def test_batches_made_ahead_are_those_of_their_steps_and_none_is_made_beyond_the_end() -> None:
+    made = []
+
+    def sample(step: int) -> Batch:
+        made.append(step)
+        if step == 8:
+            raise ValueError("no such step")
+        return replace(empty_batch(step), extras={"step": torch.tensor(step)})
+
+    for threads in (0, 1, 3):
+        made.clear()
+        with prefetched(sample, 7, threads) as ahead:
+            assert [int(ahead(step).extras["step"]) for step in range(2, 7)] == [2, 3, 4, 5, 6]
+        assert sorted(made) == [2, 3, 4, 5, 6]
+    with prefetched(sample, 20, 2) as ahead, pytest.raises(ValueError, match="no such step"):
+        _ = [ahead(step) for step in range(20)]
 
 
 def test_training_is_sgd_with_momentum_and_weight_decay() -> None:
