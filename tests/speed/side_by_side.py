@@ -56,7 +56,7 @@ def load_subject() -> Subject:
 
 
 def typical_prediction(truth: Mask) -> Mask:
-    """A mask shifted and elastically deformed by about 4 voxels: a DSC of 0.83 to 0.91 on LA."""
+    """A mask shifted and elastically deformed by about 4 voxels: DSC 0.88 on the real volume."""
     rng = np.random.default_rng(1)
     smooth = [ndimage.gaussian_filter(rng.normal(size=truth.shape), 8) for _ in range(3)]
     moved = [
