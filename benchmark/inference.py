@@ -109,10 +109,12 @@ def sliding_window(
         probabilities = predict(crops[: len(chunk)])
         _check_output(probabilities, (len(chunk), 2, *patch))
         for part, window in zip(probabilities, chunk, strict=True):
-            total[(slice(None), *window)] += part
+            # `total[...] += part` would copy the sum onto itself once more.
+            total[(slice(None), *window)].add_(part)
 
     total /= _window_counts(padded.shape[1:], starts, patch, image.device)
-    if not torch.isfinite(total).all():
+    # One pass and one wait for the device; NaN is both the least and the greatest.
+    if not torch.stack(torch.aminmax(total)).isfinite().all():
         raise FloatingPointError("class probabilities are not finite")
     return total[(slice(None), *(slice(b, b + n) for b, n in zip(before, size, strict=True)))]
 

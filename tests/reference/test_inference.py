@@ -252,7 +252,7 @@ def test_a_predictor_with_output_of_another_shape_is_named(output: tuple[int, ..
     assert str(output) in str(error.value)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_diverged_network_is_an_error_and_not_an_empty_mask(value: float) -> None:
     def diverged(crops: Tensor) -> Tensor:
         return torch.full((len(crops), 2, *PATCH), value)
