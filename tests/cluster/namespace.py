@@ -17,7 +17,9 @@ UNSHARE = ("unshare", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"
 
 @cache
 def missing_rights() -> str:
-    """Why there can be no such namespace here; "" where there can."""
+    """Why no cluster is started here; "" where one can be."""
+    if not os.environ.get("BENCH_CLUSTERS"):
+        return "starts a cluster, for minutes: set BENCH_CLUSTERS=1"
     if shutil.which("unshare") is None or shutil.which("ip") is None:
         return "no unshare or no ip: install util-linux and iproute2"
     tried = subprocess.run(

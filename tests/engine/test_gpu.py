@@ -194,19 +194,21 @@ def test_stopping_after_any_checkpoint_changes_no_byte(
 def test_a_diverged_run_is_failed_at_the_step_that_the_cpu_names(toy: Toy, tmp_path: Path) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path, "explodes", plugins=[PLUGIN]).jobs
     store, run = announced(job, tmp_path)
-    assert work(store, run, "cuda:0", 1) == DONE
+    assert work(store, run, "cuda:0", 1, plugins=[PLUGIN]) == DONE
     assert store.record(run)["error"] == "loss term 'supervised' is not finite at step 5"
     assert list(store.read("history", [run])["step"]) == [0, 1, 2, 3, 4, 5]
 
 
-def test_out_of_memory_is_an_error_of_one_run_that_says_how_much_and_what_to_do(
+def test_out_of_memory_fails_one_run_that_says_how_much_and_what_to_do(
     toy: Toy, tmp_path: Path
 ) -> None:
     made = plan(toy.folder, toy.root, tmp_path, "devours,supervised", plugins=[PLUGIN])
     store = Store.open(tmp_path, create=True)
-    summary = execute(made.jobs, store, Inline("cuda:0", 1), Silent())
-    (text,) = summary.errors.values()
-    assert text.startswith("out of memory on cuda:0; run fewer at once (--jobs)")
+    summary = execute(made.jobs, store, Inline("cuda:0", 1, (PLUGIN,)), Silent())
+    (text,) = summary.failed.values()
+    assert text.startswith(
+        "given up after 3 attempts; the last: out of memory on cuda:0; run fewer"
+    )
     assert "devours at profile smoke, 2 + 2 patches of" in text
     assert text.endswith("GiB are free")
     assert len(summary.finished) == 1
