@@ -183,7 +183,7 @@ def test_stored_rows_are_those_of_the_saved_networks(
 ) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path, "mt", predictors="all").jobs
     store, run = announced(job, tmp_path)
-    monkeypatch.setattr(runner, "clean", lambda store, run: None)
+    monkeypatch.setattr("benchmark.worker.clean", lambda store, run: None)
     assert work(store, run, "cpu", 1) == DONE
 
     world = load_world(job.spec, job.source, job.data)
