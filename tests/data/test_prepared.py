@@ -190,7 +190,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_volume_is_named(la_source, tmp_
     monkeypatch.setattr(prepared, "_write_durably", partly)
     with pytest.raises(UserError, match=r"the disk is full \(5760 requested and 1024 written\)"):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
-    assert not (tmp_path / "root" / "la").exists()
+    assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
 def test_two_cases_are_worked_on_at_once(tmp_path):
