@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -118,8 +120,13 @@ def commit_race(scale: Scale) -> Row:
     return Row(f"commit race, 8 processes x {count} runs", f"{8 * count:,}", bad, said)
 
 
-def power_cut(scale: Scale) -> Row:
-    """The block image of a file system in use is copied at any moment, and mounted again."""
+def power_cut(scale: Scale, commits: Callable[..., None] = writers.commit_for_ever) -> Row:
+    """The block image of a file system in use is copied as it is at one moment, and mounted again.
+
+    The writer is stopped, not ended, while the image is copied: what it has not synchronised is in
+    memory only, as when the power goes. A copy of blocks that change meanwhile would show a disk
+    that never was: what its journal no longer holds, but its early blocks do not hold yet, is gone.
+    """
     name, cuts = "power cut (ext4 on a loop device, block image replayed)", scale.pick(50, 4)
     memory = Path("/dev/shm") if Path("/dev/shm").is_dir() else scale.folder
     folder = Path(tempfile.mkdtemp(prefix="bench-power-", dir=memory))
@@ -132,27 +139,57 @@ def power_cut(scale: Scale) -> Row:
                 reason = _make_file_system(batch)
                 if reason:
                     return Row(name, "0", 0, skipped=reason)
+            acknowledged = batch / "acknowledged"
+            acknowledged.touch()
             with _mounted(batch / "disk", batch / "mounted") as disk:
-                acknowledged = batch / "acknowledged"
-                acknowledged.touch()
                 store = Store.open(disk / "store", create=True)
-                arguments = (str(store.path), f"w{number}", str(acknowledged))
-                writer = processes().Process(target=writers.commit_for_ever, args=arguments)
-                writer.start()
-                before, patience = _lines(acknowledged), time.monotonic() + 60
-                while _lines(acknowledged) < before + 5 and time.monotonic() < patience:
-                    time.sleep(0.005)
-                time.sleep(float(rng.uniform(0, 0.3)))
-                acked = acknowledged.read_text().splitlines()
-                shutil.copyfile(batch / "disk", batch / "copy")
-                writer.kill()
-                writer.join()
+                with _writing(commits, store, f"w{number}", acknowledged) as writer:
+                    before, patience = _lines(acknowledged), time.monotonic() + 60
+                    while _lines(acknowledged) < before + 5 and time.monotonic() < patience:
+                        time.sleep(0.005)
+                    time.sleep(float(rng.uniform(0, 0.3)))
+                    _stop(writer)
+                    acked = acknowledged.read_text().splitlines()
+                    _copy_at_rest(batch / "disk", batch / "copy")
             with _mounted(batch / "copy", batch / "replayed") as disk:
                 bad += _lost(Store(disk / "store"), acked)
                 checked += len(acked)
     finally:
         shutil.rmtree(folder)
     return Row(name, str(cuts), bad, f"{checked:,} committed runs looked for")
+
+
+@contextmanager
+def _writing(
+    commits: Callable[..., None], store: Store, name: str, acknowledged: Path
+) -> Iterator[int]:
+    """A process that commits until the end of the block; its id."""
+    arguments = (str(store.path), name, str(acknowledged))
+    writer = processes().Process(target=commits, args=arguments)
+    writer.start()
+    assert writer.pid is not None
+    try:
+        yield writer.pid
+    finally:
+        writer.kill()
+        writer.join()
+
+
+def _stop(process: int) -> None:
+    """Stop a process, and wait until all its threads have left the kernel."""
+    os.kill(process, signal.SIGSTOP)
+    while any(
+        (task / "stat").read_text().rpartition(")")[2].split()[0] != "T"
+        for task in Path(f"/proc/{process}/task").iterdir()
+    ):
+        time.sleep(0.001)
+
+
+def _copy_at_rest(image: Path, copy: Path) -> None:
+    """Copy an image that no write changes meanwhile: until the image still equals the copy."""
+    shutil.copyfile(image, copy)
+    while not filecmp.cmp(image, copy, shallow=False):
+        shutil.copyfile(image, copy)
 
 
 def _lost(store: Store, acknowledged: list[str]) -> int:
