@@ -292,6 +292,7 @@ class _Attempt:
         self.due, self.kept = job.spec.evaluated, job.kept
         self.row, self.plugins = row_of(job), job.plugins
         if device.type == "cuda":
+            torch.cuda.init()  # In a process of its own nothing has, and the next call would fail.
             torch.cuda.reset_peak_memory_stats(device)
         self.reporter = Reporter(folder, job.spec.steps, len(self.due))
         self.world = load_world(job.spec, job.source, job.data)

@@ -16,7 +16,9 @@ import torch
 from benchmark import environment
 from benchmark.contract import DeclaredExtras, make_batch
 from benchmark.evaluation import Evaluator
+from benchmark.executors.base import Resources
 from benchmark.executors.inline import Inline
+from benchmark.executors.local import Local, slots
 from benchmark.inference import sliding_window
 from benchmark.runner import build_learner, build_sampler, chosen_predictors, load_world
 from benchmark.scheduler import execute
@@ -189,6 +191,16 @@ def test_stopping_after_any_checkpoint_changes_no_byte(
         work(cut, run, "cuda:0", 2)
     assert attempts > 4
     assert contents(cut, run) == contents(whole, run)
+
+
+def test_a_process_that_has_not_used_the_device_yet_works_on_a_run(
+    toy: Toy, tmp_path: Path
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path, "supervised").jobs
+    store = Store.open(tmp_path / "store", create=True)
+    places = slots(Resources(jobs=1, threads=1, gpus=("0",), cores=1))
+    assert execute([job], store, Local(places), Silent()).ok
+    assert store.is_done(job.spec.run_id)
 
 
 def test_a_diverged_run_is_failed_at_the_step_that_the_cpu_names(toy: Toy, tmp_path: Path) -> None:

@@ -26,21 +26,22 @@ from methods.supervised import Supervised
 from methods.tcseg import TCSeg
 from tests.speed.side_by_side import Line, Subject
 
-SIDE, ROUNDS = 48, 5
+SIDES, ROUNDS = (48, 64), 5
 MINI_STEPS = 10
 
 
 def lines(_subject: Subject, _folder: Path) -> Iterator[Line]:
-    """A step at 48^3, and the share of a mini step that is the harness's."""
-    yield step_row()
+    """A step of two patches, and the share of a mini step that is the harness's."""
+    for side in SIDES:
+        yield step_row(side)
     for method in (Supervised(), TCSeg()):
         yield overhead_row(method)
 
 
-def step_row() -> Line:
-    """A V-Net step, batch 2 x 48^3: as torch does it by default, and bf16 with channels last."""
+def step_row(side: int) -> Line:
+    """A V-Net step, batch 2: as torch does it by default, and bf16 with channels last."""
     rng = np.random.default_rng(0)
-    image = torch.from_numpy(rng.normal(size=(2, 1, SIDE, SIDE, SIDE)).astype(np.float32))
+    image = torch.from_numpy(rng.normal(size=(2, 1, side, side, side)).astype(np.float32))
     label = (image[:, 0] > 1).long()
     batch = Batch(image, label, image[:0], {})
     plain, quick = learner_of("fp32", last=False), learner_of("bf16", last=True)
@@ -56,7 +57,7 @@ def step_row() -> Line:
                 losses.append(terms["supervised"].value.item())
     a, b = (statistics.median(t) for t in times)
     return Line(
-        "V-Net step, bf16 channels last, against plain fp32",
+        f"V-Net step, 2 x {side}^3, bf16 channels last, against plain fp32",
         ">= 2x",
         f"{a:.0f} ms",
         f"{b:.0f} ms",
