@@ -450,19 +450,29 @@ def rescore(
 @app.command()
 def status(
     store: StoreOption = Path("runs"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line, of every run.")
+    ] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="List finished runs too, however many they are.")
+    ] = False,
 ) -> None:
     """How far every run of a store is."""
-    from benchmark.status import rows
+    from benchmark.status import few, rows
 
     found = rows(store)
     if as_json:
         for row in found:
             sys.stdout.write(json.dumps(row) + "\n")
         return
+    if not every:
+        found, counted = few(found)
     queue = ("queue",) if any(row["queue"] for row in found) else ()
     columns = ("run", "state", "step", "evaluations", "time", *queue, "note")
-    _print_table(columns, [[str(row[c]) for c in columns] for row in found])
+    if found:
+        _print_table(columns, [[str(row[c]) for c in columns] for row in found])
+    if not every and counted:
+        out.print(f"{counted:,} more runs finished; --all lists them.", highlight=False)
 
 
 @app.command()
@@ -645,7 +655,7 @@ def data_list(data: DataOption = Path("data")) -> None:
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from reports.render import one_line
+    from results.text import one_line
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(head):

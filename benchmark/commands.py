@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmark import environment, floor
+from benchmark.attempts import ATTEMPTS
 from benchmark.contract import CHECKS
 from benchmark.data import SOURCES, is_folder, open_dataset, prepared_folders, source_for
 from benchmark.data.base import Card, Dataset
@@ -34,7 +35,6 @@ from benchmark.runner import Job
 from benchmark.scheduler import Request, Summary, View, execute, grid, require_predictions
 from benchmark.spec import parse_overrides, parse_seeds
 from benchmark.view import Bars, Lines, Silent
-from benchmark.worker import ATTEMPTS
 from reports.render import csv_text, write_file
 from results.errors import UserError
 from results.lookup import find

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from benchmark import checkpoint, environment
+from benchmark.attempts import CLAIM, JOB_FILE
 from benchmark.data import open_dataset
 from benchmark.data.base import Dataset, Split, Volume
 from benchmark.data.links import linked_cases
@@ -40,14 +41,8 @@ Outcome = Literal["finished", "failed"]
 UNKNOWN = -1
 """Number of parameters of a run that no attempt lived long enough to tell."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("val", "test")
-JOB_FILE = "spec.json"
 READ_EVERY = 25
 """Steps between two readings of the terms on a GPU."""
-ERROR_FILE = "error.txt"
-LOG_FILE = "log.txt"
-_LONGEST_MESSAGE = 1 << 14
-CLAIM = "claim"
-"""Name of the claim that whoever works on a run holds in its work folder."""
 
 
 @dataclass(frozen=True)
@@ -172,15 +167,6 @@ def abandon(store: Store, run_id: str, reason: str) -> None:
     now = read_progress(store.work(run_id)) or Progress(row["steps"], row["evaluations"])
     kept = {n: rows for n, rows in tables.items() if n in RUN_TABLES or len(rows)}
     store.commit(run_id, kept, record, _spent(now) | {"notes": [], "linked": {}, "plugins": {}})
-
-
-def left_message(store: Store, run_id: str) -> str:
-    """What the last attempt at a run said went wrong; "" where it said nothing."""
-    try:
-        with (store.work(run_id) / ERROR_FILE).open("rb") as file:
-            return file.read(_LONGEST_MESSAGE).decode(errors="replace")
-    except FileNotFoundError:
-        return ""
 
 
 def clean(store: Store, run_id: str) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from benchmark.worker import OUT_OF_MEMORY, STOPPED
+from benchmark.attempts import OUT_OF_MEMORY, STOPPED
 from results.errors import UserError
 from results.store import Store
 

@@ -5,14 +5,24 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from benchmark import progress
+from benchmark.attempts import CLAIM, left_message
 from benchmark.remaining import in_words
-from benchmark.runner import CLAIM, left_message
 from benchmark.slurm_queue import Entry, UnreachableError, queue_of, submissions
 from results.claims import newest
 from results.store import Store
+
+MANY: Final = 200
+"""Finished runs above which they are counted instead of listed."""
+
+
+def few(found: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], int]:
+    """The rows that a person reads, and how many finished runs were left out of them."""
+    others = [row for row in found if row["state"] != "finished"]
+    left_out = len(found) - len(others)
+    return (found, 0) if left_out <= MANY else (others, left_out)
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -22,22 +32,24 @@ def rows(path: Path) -> list[dict[str, Any]]:
         UserError: there is no store.
     """
     store = Store.open(path)
-    found = [_done(store, record) for record in store.records().to_dict("records")]
+    found = [_done(store, run) for run in store.done()]
     waiting = store.unfinished()
     queue = _queue(store) if waiting else {}
     return found + [_unfinished(store, run, queue) for run in waiting]
 
 
-def _done(store: Store, record: dict[Any, Any]) -> dict[str, Any]:
-    sidecar = store.sidecar(record["run"])
+def _done(store: Store, run: str) -> dict[str, Any]:
+    # Sidecars alone, where they say enough: ten thousand records take seconds to read.
+    sidecar = store.sidecar(run)
+    record = sidecar.get("record") or store.record(run)
     return {
-        "run": record["run"],
+        "run": run,
         "state": record["state"],
         "step": record["steps"] if record["state"] == "finished" else "",
         "evaluations": record["evaluations"] if record["state"] == "finished" else "",
         "time": in_words(sidecar["seconds"]),
         "queue": "",
-        "note": record["error"] or ("resumed" if sidecar["resumed"] else ""),
+        "note": record["error"] or ("resumed" if sidecar.get("resumed") else ""),
     }
 
 

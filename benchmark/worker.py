@@ -31,30 +31,27 @@ from typing import Final, NoReturn
 import torch
 
 from benchmark import checkpoint
-from benchmark.plugins import resolve
-from benchmark.runner import (
+from benchmark.attempts import (
+    ATTEMPTS,
+    BUSY,
     CLAIM,
+    DONE,
+    ERROR,
     ERROR_FILE,
+    IO,
     JOB_FILE,
     LOG_FILE,
-    Job,
-    abandon,
-    claim_of,
-    clean,
-    run,
+    OUT_OF_MEMORY,
+    STOPPED,
 )
+from benchmark.plugins import resolve
+from benchmark.runner import Job, abandon, claim_of, clean, run
 from benchmark.spec import spec_from_canonical
 from results import claims
 from results.claims import LEASE_S, Claim, Held, Lost
 from results.errors import UserError
 from results.schema import Keep
 from results.store import Store
-
-DONE, ERROR, BUSY, OUT_OF_MEMORY, IO, STOPPED = 0, 3, 4, 5, 6, 7
-AGAIN: Final = frozenset({OUT_OF_MEMORY, IO, STOPPED})
-"""Exit codes after which starting again may help; so may it after any death by a signal."""
-ATTEMPTS: Final = 3
-"""Attempts that end by death or for want of memory before a run that gets no further is failed."""
 
 KILLED: Final = "killed"
 _ENDINGS: Final = {

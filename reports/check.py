@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from protocols.equivalence import CONTROL_MARGINS, Answer, Claim, Verdict
-from reports.render import Section, Sheet, markdown, one_line
+from reports.render import Section, Sheet, markdown
 from reports.table import NO_VALUE, number
+from results.text import one_line
 
 EXIT_CODES: Final = {
     Answer.REPRODUCED: 0,

@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from reports.render import one_line, write_file
+from reports.render import write_file
+from results.text import one_line
 
 GREY: Final = "#5a5a5a"
 _DISTINCT: Final = (

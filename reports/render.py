@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from results.errors import UserError
+from results.text import one_line
 
 FAILURE: Final = "failed"
 """Stands where a statistic is that of a failed run."""
@@ -33,7 +34,6 @@ _GAP: Final = 3
 _WIDE: Final = 8
 """Columns above which LaTeX sets a table small."""
 
-_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _MARKDOWN: Final = re.compile(r"([\\`*_\[\]|#~])")
 _HTML: Final = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _FORMULA: Final = ("=", "+", "-", "@")
@@ -278,11 +278,6 @@ def latex_text(text: str) -> str:
     50\% of \textbackslash{}input\{x\}
     """
     return "".join(_LATEX.get(c, c) for c in one_line(text))
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks and control characters (which terminals obey)."""
-    return _CONTROL.sub(" ", text).strip()
 
 
 def write_file(path: Path, content: str | bytes) -> Path:

@@ -46,6 +46,8 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _CLAIM_PATIENCE_S: Final = 10.0
 _CLAIM_PAUSE_S: Final = 0.02
 _CLAIM: Final = "discard"
+_TOLD: Final = ("state", "error", "steps", "evaluations")
+"""What the sidecar repeats of the record: JSON of ten thousand runs is read in a moment."""
 
 
 class ConflictError(UserError):
@@ -128,7 +130,8 @@ class Store:
         for name, content in contents.items():
             self._publish(self._file(name, run), run, content)
         if not self.is_done(run):
-            text = json.dumps(dict(sidecar), sort_keys=True, indent=1, allow_nan=False)
+            told = {**sidecar, "record": {name: record[name] for name in _TOLD}}
+            text = json.dumps(told, sort_keys=True, indent=1, allow_nan=False)
             _replace(self._file("runs", run, "json"), run, text.encode())
         created = self._publish(self._file("runs", run), run, last)
         return "committed" if created else "already"
@@ -136,6 +139,13 @@ class Store:
     def is_done(self, run: str) -> bool:
         """Whether the run has a record: it finished or failed, and is never touched again."""
         return self._file("runs", run).exists()
+
+    def done(self) -> list[str]:
+        """Ids of finished and failed runs, in order."""
+        with _explained(self.path / "runs"):
+            entries = os.listdir(self.path / "runs")
+        names = [n for n in entries if n.endswith(".parquet") and not n.startswith(".")]
+        return sorted(_checked(name.removesuffix(".parquet")) for name in names)
 
     def has(self, table: str, run: str) -> bool:
         """Whether a run that is done has this optional table."""
@@ -192,7 +202,7 @@ class Store:
         Raises:
             UserError: no such run, a damaged file, or a store of a newer version.
         """
-        names = self._done() if runs is None else list(runs)
+        names = self.done() if runs is None else list(runs)
         if runs is None and table in OPTIONAL:
             names = [run for run in names if self.has(table, run)]
         for run in names:
@@ -353,12 +363,6 @@ class Store:
         if table not in TABLES:
             raise ValueError(f"unknown table {table!r}; known: {', '.join(TABLES)}")
         return self.path / table / f"{_checked(run)}.{suffix}"
-
-    def _done(self) -> list[str]:
-        with _explained(self.path / "runs"):
-            entries = os.listdir(self.path / "runs")
-        names = [n for n in entries if n.endswith(".parquet") and not n.startswith(".")]
-        return sorted(_checked(name.removesuffix(".parquet")) for name in names)
 
     def _parts(self, run: str, table: str) -> list[tuple[int, Path]]:
         found = []

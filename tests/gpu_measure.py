@@ -49,13 +49,7 @@ from benchmark.evaluation import WINDOWS_AT_ONCE
 from benchmark.inference import count_windows, segment, sliding_window, window_starts
 from benchmark.prefetch import prefetched
 from benchmark.profiles import PROFILES
-from benchmark.runner import (
-    READ_EVERY,
-    World,
-    build_learner,
-    build_sampler,
-    chosen_predictors,
-)
+from benchmark.runner import READ_EVERY, World, build_learner, build_sampler, chosen_predictors
 from benchmark.spec import RunSpec
 from benchmark.trainer import Learner, evaluating, train, train_step
 from methods import METHODS
@@ -929,7 +923,7 @@ def run_section(given: Given) -> None:
 def whole_run(given: Given, root: Path, how: str) -> None:
     """A run of `tcseg` on the embedded data."""
     from benchmark import runner
-    from benchmark.worker import DONE
+    from benchmark.attempts import DONE
     from benchmark.worker import work as attempt_run
     from tests.engine.toy import announced, plan
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
-from benchmark.runner import CLAIM, clean, left_message
-from benchmark.worker import AGAIN, ATTEMPTS, BUSY, DONE, busy_message, give_up, note_death
+from benchmark.attempts import AGAIN, ATTEMPTS, BUSY, CLAIM, DONE, left_message
+from benchmark.runner import clean
+from benchmark.worker import busy_message, give_up, note_death
 from results.claims import newest
 from results.store import Store
 

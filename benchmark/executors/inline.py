@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from benchmark.attempts import ATTEMPTS
 from benchmark.executors.base import Event, Executor, Resources, settle
-from benchmark.worker import ATTEMPTS, work
+from benchmark.worker import work
 from results.store import Store
 
 

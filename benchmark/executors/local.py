@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
 
+from benchmark.attempts import ATTEMPTS, IO, LOG_FILE
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Ending,
@@ -22,8 +23,6 @@ from benchmark.executors.base import (
     command,
     settle,
 )
-from benchmark.runner import LOG_FILE
-from benchmark.worker import ATTEMPTS, IO
 from results.store import Store
 
 _POLL_S = 0.2

@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from benchmark.attempts import ATTEMPTS, CLAIM, LOG_FILE, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Event,
@@ -29,9 +30,7 @@ from benchmark.executors.base import (
     command,
     settle,
 )
-from benchmark.runner import CLAIM, LOG_FILE
 from benchmark.spec import override
-from benchmark.worker import ATTEMPTS, STOPPED
 from results import claims
 from results.errors import UserError
 from results.store import Store

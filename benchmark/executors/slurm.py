@@ -24,6 +24,7 @@ from io import StringIO
 from typing import Any, ClassVar
 
 from benchmark import checkpoint
+from benchmark.attempts import ATTEMPTS, CLAIM, LOG_FILE, OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Ending,
@@ -34,7 +35,7 @@ from benchmark.executors.base import (
     command,
     settle,
 )
-from benchmark.runner import CLAIM, LOG_FILE, clean
+from benchmark.runner import clean
 from benchmark.slurm_queue import (
     End,
     Entry,
@@ -48,7 +49,6 @@ from benchmark.slurm_queue import (
     submissions,
 )
 from benchmark.spec import override
-from benchmark.worker import ATTEMPTS, OUT_OF_MEMORY, STOPPED
 from results import claims
 from results.claims import Claim, Held
 from results.errors import UserError

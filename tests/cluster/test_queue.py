@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmark.attempts import OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import Resources
 from benchmark.executors.slurm import RefusedError, Slurm
 from benchmark.slurm_queue import (
@@ -22,7 +23,6 @@ from benchmark.slurm_queue import (
     parse,
     submissions,
 )
-from benchmark.worker import OUT_OF_MEMORY, STOPPED
 from results.errors import UserError
 from results.store import Store
 

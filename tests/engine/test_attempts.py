@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from benchmark import checkpoint, worker
+from benchmark.attempts import CLAIM, DONE, ERROR, IO, OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import Ending, Resources, settle
 from benchmark.executors.local import memory_kills, slots
-from benchmark.runner import CLAIM
 from benchmark.scheduler import execute
 from benchmark.view import Silent
-from benchmark.worker import DONE, ERROR, IO, OUT_OF_MEMORY, STOPPED, fatal_attempts, work
+from benchmark.worker import fatal_attempts, work
 from results.claims import Claim
 from tests.engine.conftest import Toy
 from tests.engine.toy import announced, plan

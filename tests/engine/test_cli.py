@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import cli
+from benchmark import cli, status
 from benchmark.data import SOURCES
 from benchmark.profiles import PROFILES
 from methods import METHODS
 from protocols.rules import RULES
+from results.store import Store
 from tests.engine.conftest import Toy
 from tests.engine.toy import make_folder
+from tests.protocols import toy as runs
 
 Bench = Callable[..., tuple[int, str, str]]
 PLUGIN = str(Path(__file__).with_name("plugin_methods.py"))
@@ -251,3 +253,33 @@ def test_these_tests_do_not_depend_on_who_runs_them() -> None:
         env=os.environ | asked, cwd=here.parents[1], capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+def test_status_counts_finished_runs_where_they_are_many(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path, create=True)
+    for seed in range(4):
+        run, state = runs.run_id(seed=seed), "finished" if seed else "failed"
+        record = runs.record(run, runs.spec(seed=seed), state=state)
+        store.commit(run, runs.tables(runs.cases(run, {10: [0.5]})), record, {"seconds": 1.0})
+    assert bench("status", "--store", tmp_path)[1].count("finished") == 3
+    monkeypatch.setattr(status, "MANY", 2)
+    _, out, _ = bench("status", "--store", tmp_path)
+    assert "3 more runs finished; --all lists them." in out
+    assert "loss is NaN at step 7" in out
+    assert len(out.splitlines()) == 3
+    assert bench("status", "--store", tmp_path, "--all")[1].count("finished") == 3
+    assert len(bench("status", "--store", tmp_path, "--json")[1].splitlines()) == 4
+
+
+def test_status_reads_stores_whose_sidecars_do_not_repeat_the_record(
+    bench: Bench, tmp_path: Path
+) -> None:
+    store, run = Store.open(tmp_path, create=True), runs.run_id()
+    record = runs.record(run, runs.spec())
+    store.commit(run, runs.tables(runs.cases(run, {10: [0.5]})), record, {"seconds": 1.0})
+    sidecar = tmp_path / "runs" / f"{run}.json"
+    sidecar.write_text(json.dumps({"seconds": 1.0, "resumed": True}))
+    (row,) = map(json.loads, bench("status", "--store", tmp_path, "--json")[1].splitlines())
+    assert (row["state"], row["step"], row["note"]) == ("finished", 3000, "resumed")

@@ -17,12 +17,13 @@ import pytest
 from rich.console import Console
 
 from benchmark import checkpoint
+from benchmark.attempts import BUSY, CLAIM, DONE, ERROR, IO, OUT_OF_MEMORY
 from benchmark.executors.base import Ending, Event, settle
 from benchmark.executors.local import Local, Slot
-from benchmark.runner import CLAIM, announce
+from benchmark.runner import announce
 from benchmark.scheduler import execute
 from benchmark.view import Bars, Silent
-from benchmark.worker import BUSY, DONE, ERROR, IO, OUT_OF_MEMORY, read_job, work
+from benchmark.worker import read_job, work
 from results.claims import Claim
 from results.errors import UserError
 from results.store import Store

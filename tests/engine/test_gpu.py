@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmark import environment
+from benchmark.attempts import DONE
 from benchmark.contract import DeclaredExtras, make_batch
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Resources
@@ -24,7 +25,7 @@ from benchmark.runner import build_learner, build_sampler, chosen_predictors, lo
 from benchmark.scheduler import execute
 from benchmark.trainer import evaluating, train, train_step
 from benchmark.view import Silent
-from benchmark.worker import DONE, work
+from benchmark.worker import work
 from methods import METHODS
 from methods.base import Batch, Step
 from results.store import Store

@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 
 from benchmark import checkpoint, cli
+from benchmark.attempts import DONE, ERROR, ERROR_FILE
 from benchmark.data import open_dataset
 from benchmark.data.volumes import load_volumes
-from benchmark.runner import ERROR_FILE
 from benchmark.scans import load_scan
-from benchmark.worker import DONE, ERROR, read_job, work
+from benchmark.worker import read_job, work
 from results.errors import UserError
 from results.predictions import unpack
 from results.schema import Keep

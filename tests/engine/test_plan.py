@@ -228,7 +228,7 @@ def test_runs_that_did_not_record_their_time_cost_an_unknown_time(bench, tmp_pat
 def test_the_order_of_runs_changes_nothing(store, monkeypatch):
     question = Question(detect=0.5)
     before = make(store.path, question)
-    monkeypatch.setattr(Store, "_done", lambda self, old=Store._done: old(self)[::-1])
+    monkeypatch.setattr(Store, "done", lambda self, old=Store.done: old(self)[::-1])
     assert make(store.path, question).as_json() == before.as_json()
 
 

@@ -12,10 +12,11 @@ import pandas as pd
 import pytest
 
 from benchmark import cli, rescoring
+from benchmark.attempts import DONE
 from benchmark.metrics import case_metrics, prepare_reference
 from benchmark.rescoring import Policy, rescore
 from benchmark.scans import load_scan
-from benchmark.worker import DONE, work
+from benchmark.worker import work
 from reports.facts import load_facts
 from results.errors import UserError
 from results.predictions import columns_of, load_masks

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmark.attempts import DONE
 from benchmark.checkpoint import load_newest
-from benchmark.worker import DONE, work
+from benchmark.worker import work
 from results.store import Store
 from tests.engine.conftest import Toy
 from tests.engine.toy import announced, plan

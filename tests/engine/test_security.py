@@ -21,6 +21,7 @@ import torch
 from typer.testing import CliRunner
 
 from benchmark import checkpoint, progress
+from benchmark.attempts import CLAIM, DONE, ERROR
 from benchmark.baseline import read_baseline
 from benchmark.cli import app
 from benchmark.data import open_dataset
@@ -28,8 +29,8 @@ from benchmark.data.split_file import read_split
 from benchmark.data.volumes import load_volumes
 from benchmark.executors.local import Local, Slot
 from benchmark.plugins import installed
-from benchmark.runner import CLAIM, announce
-from benchmark.worker import DONE, ERROR, read_job, work
+from benchmark.runner import announce
+from benchmark.worker import read_job, work
 from reports.render import csv_text, latex_text, markdown_text
 from reports.report import write_report
 from results import claims

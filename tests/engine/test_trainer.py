@@ -13,11 +13,12 @@ from medpy.metric import binary
 from torch import nn
 
 from benchmark import checkpoint, runner
+from benchmark.attempts import DONE
 from benchmark.networks import initialise
 from benchmark.prefetch import prefetched
 from benchmark.runner import build_learner, chosen_predictors, load_world
 from benchmark.trainer import Diverged, make_learner, train, train_step
-from benchmark.worker import DONE, work
+from benchmark.worker import work
 from methods.base import (
     Adam,
     Batch,

@@ -19,13 +19,14 @@ from typing import Any
 import torch
 
 from benchmark import checkpoint, environment, runner, trainer
+from benchmark.attempts import DONE
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Event, Executor
 from benchmark.executors.inline import Inline
 from benchmark.executors.local import Local, Slot
 from benchmark.scheduler import execute
 from benchmark.view import Silent
-from benchmark.worker import DONE, work
+from benchmark.worker import work
 from methods import METHODS
 from results import store as store_module
 from results.store import RUN_TABLES, Store
