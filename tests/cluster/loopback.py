@@ -37,7 +37,8 @@ def _configuration(folder: Path, *, signal_first: bool, accounting: bool) -> str
         "SlurmUser": "root",
         "SlurmdUser": "root",
         "AuthType": "auth/munge",
-        "AuthInfo": f"socket={folder}/munge.socket",
+        # A requeued job waits for as long as credentials live; 120 s is what SLURM does by itself.
+        "AuthInfo": f"socket={folder}/munge.socket,cred_expire=5",
         # Names resolve to nothing where there is only loopback; addresses need no resolving.
         "CommunicationParameters": "NoAddrCache,NoCtldInAddrAny,NoInAddrAny",
         "StateSaveLocation": f"{folder}/state",
