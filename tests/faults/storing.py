@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import polars
 import pyarrow.dataset
 import torch
@@ -29,15 +30,27 @@ from tests.protocols import toy
 from tests.stores import writers
 
 ROWS_PER_RUN = 18
+KILLS_PER_STORE, READS_EVERY = 25, 6
 
 
 def killed_writers(scale: Scale) -> Row:
     """Eight writers are killed again and again while three libraries read."""
-    kills, reads_every = scale.pick(200, 12), 6
-    store = Store.open(scale.folder / "writers", create=True)
-    acknowledged = scale.folder / "acknowledged"
+    kills, rng = scale.pick(200, 12), scale.rng("killed writers")
+    bad = reads = runs = 0
+    for number in range(0, kills, KILLS_PER_STORE):  # a store of 40,000 runs is slow to read
+        folder = scale.folder / str(number)
+        folder.mkdir()
+        found = _killed_writers(folder, min(KILLS_PER_STORE, kills - number), rng)
+        bad, reads, runs = bad + found[0], reads + found[1], runs + found[2]
+    said = f"{reads} reads by pyarrow, DuckDB, polars; {runs:,} acknowledged runs"
+    return Row("SIGKILL of 8 concurrent writers", str(kills), bad, said)
+
+
+def _killed_writers(folder: Path, kills: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Failed reads and runs lost or halved; reads; acknowledged runs."""
+    store = Store.open(folder / "writers", create=True)
+    acknowledged = folder / "acknowledged"
     acknowledged.touch()
-    rng = scale.rng("killed writers")
 
     def start(number: int) -> Any:
         arguments = (str(store.path), f"w{number}", str(acknowledged))
@@ -45,7 +58,7 @@ def killed_writers(scale: Scale) -> Row:
         made.start()
         return made
 
-    at_work, bad, reads = [start(number) for number in range(8)], 0, 0
+    at_work, bad, reads = [start(number) for number in range(8)], 0, 3
     try:
         for kill in range(kills):
             before, patience = _lines(acknowledged), time.monotonic() + 60
@@ -55,7 +68,7 @@ def killed_writers(scale: Scale) -> Row:
             at_work[kill % 8].kill()
             at_work[kill % 8].join()
             at_work[kill % 8] = start(8 + kill)
-            if kill % reads_every == 0:
+            if kill % READS_EVERY == 0:
                 bad += failed_reads(store)
                 reads += 3
     finally:
@@ -68,8 +81,7 @@ def killed_writers(scale: Scale) -> Row:
     stored = set(store.records()["run"])
     bad += len(set(acked) - stored) + int((counts != ROWS_PER_RUN).sum())
     bad += abs(len(counts) - len(stored))
-    said = f"{reads + 3} reads by pyarrow, DuckDB, polars; {len(acked)} acknowledged runs"
-    return Row("SIGKILL of 8 concurrent writers", str(kills), bad, said)
+    return bad, reads, len(acked)
 
 
 def _lines(path: Path) -> int:
