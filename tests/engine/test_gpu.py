@@ -15,12 +15,12 @@ import torch
 
 from benchmark import environment
 from benchmark.attempts import DONE
-from benchmark.contract import DeclaredExtras, make_batch
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Resources
 from benchmark.executors.inline import Inline
 from benchmark.executors.local import Local, slots
 from benchmark.inference import sliding_window
+from benchmark.miniature import DeclaredExtras, make_batch
 from benchmark.runner import build_learner, build_sampler, chosen_predictors, load_world
 from benchmark.scheduler import execute
 from benchmark.trainer import evaluating, train, train_step
