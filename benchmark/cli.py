@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
+from benchmark import cli_data, cli_list
+from benchmark.terminal import DataOption, PluginOption, StoreOption, err, out, print_table
 from results.errors import UserError
 from results.schema import Component, Keep, Stratum, Unit
 
@@ -31,24 +31,8 @@ app = typer.Typer(
     Start with [bold]bench run --method supervised --method mt --seeds 2[/] (an embedded dataset,
     minutes on a CPU), then [bold]bench report --protocol last[/].""",
 )
-list_app = typer.Typer(no_args_is_help=True, help="What there is: methods, datasets, rules ...")
-data_app = typer.Typer(no_args_is_help=True, help="Prepare and check datasets.")
-app.add_typer(list_app, name="list")
-app.add_typer(data_app, name="data")
-
-out = Console()
-err = Console(stderr=True)
-
-StoreOption = Annotated[
-    Path, typer.Option("--store", envvar="BENCH_STORE", help="Folder that results are kept in.")
-]
-DataOption = Annotated[
-    Path, typer.Option("--data", envvar="BENCH_DATA", help="Folder that prepared data lie in.")
-]
-PluginOption = Annotated[
-    list[str] | None,
-    typer.Option("--plugin", help="A Python file with methods of your own. Its code is run."),
-]
+app.add_typer(cli_list.app, name="list")
+app.add_typer(cli_data.app, name="data")
 
 
 class Display(StrEnum):
@@ -470,7 +454,7 @@ def status(
     queue = ("queue",) if any(row["queue"] for row in found) else ()
     columns = ("run", "state", "step", "evaluations", "time", *queue, "note")
     if found:
-        _print_table(columns, [[str(row[c]) for c in columns] for row in found])
+        print_table(columns, [[str(row[c]) for c in columns] for row in found])
     if not every and counted:
         out.print(f"{counted:,} more runs finished; --all lists them.", highlight=False)
 
@@ -496,173 +480,6 @@ def test_method(
     from benchmark import commands
 
     raise typer.Exit(commands.test_method(plugin, out))
-
-
-@list_app.command("methods")
-def list_methods(plugin: PluginOption = None) -> None:
-    """Methods that can be trained."""
-    from benchmark import catalogue
-    from benchmark.plugins import available, installed
-
-    _print_table(catalogue.HEAD, catalogue.rows(available(plugin or []).values()))
-    for name, where in installed().items():
-        out.print(f"{name}: installed entry point {where}", highlight=False)
-
-
-@list_app.command("datasets")
-def list_datasets() -> None:
-    """Datasets known by name."""
-    from benchmark.data import SOURCES
-
-    _print_table(
-        ["name", "title", "modality", "structure", "distances in", "licence"],
-        [
-            [c.name, c.title, c.modality, c.structure, c.unit, c.licence]
-            for c in (s.card for s in SOURCES.values())
-        ],
-    )
-    out.print("Or give a folder in the Medical Segmentation Decathlon layout as --dataset.")
-
-
-@list_app.command("rules")
-def list_rules() -> None:
-    """Rules that choose a checkpoint, for --protocol."""
-    from protocols.rules import RULES, signature
-
-    _print_table(
-        ["name", "what it chooses", "parameters and their defaults"],
-        [
-            [name, (rule.__doc__ or "").strip().splitlines()[0], signature(rule)]
-            for name, rule in RULES.items()
-        ],
-    )
-
-
-@list_app.command("reports")
-def list_reports() -> None:
-    """Reports that can be made of a store."""
-    from reports import PAPER, REPORTS
-
-    also = {n: ", ".join(k for k, v in PAPER.items() if v == n) for n in REPORTS}
-    _print_table(
-        ["name", "or", "what it shows", ""],
-        [[n, also[n], r.meaning, "standard" if r.standard else ""] for n, r in REPORTS.items()],
-    )
-
-
-@list_app.command("profiles")
-def list_profiles() -> None:
-    """Profiles: how large the world of a run is."""
-    from benchmark.profiles import PROFILES
-
-    _print_table(
-        ["name", "filters", "steps", "evaluations", "purpose"],
-        [
-            [p.name, str(p.width), f"{p.steps:,}", str(len(p.evaluated(p.steps))), p.purpose]
-            for p in PROFILES.values()
-        ],
-    )
-
-
-@list_app.command("executors")
-def list_executors() -> None:
-    """Where runs can be worked on, and what `--set` changes there."""
-    from benchmark.executors import EXECUTORS
-
-    for name, executor in EXECUTORS.items():
-        out.print(f"[bold]{name}[/]: {escape((executor.__doc__ or '').strip())}", highlight=False)
-        if executor.settings is not None:
-            described = (type(executor.settings).__doc__ or "").strip().splitlines()
-            for line in described:
-                out.print(f"    {escape(line.strip())}", highlight=False)
-            example = next(iter(vars(executor.settings)))
-            out.print(f"    as in --set {name}.{example}=...", highlight=False)
-
-
-@data_app.command("prepare")
-def data_prepare(
-    name: Annotated[str, typer.Argument(help="Dataset name, or a Decathlon folder.")],
-    source: Annotated[
-        Path | None, typer.Option(help="Folder with the downloaded files, for a named dataset.")
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Another split: a name such as coranet, or FILE.json. (the canonical)"),
-    ] = None,
-    data: DataOption = Path("data"),
-) -> None:
-    """Check a download and convert it into the fast local form; a second time does nothing."""
-    from benchmark.commands import prepare
-
-    prepare(name, source, data, out, split)
-
-
-@data_app.command("check")
-def data_check(
-    name: Annotated[str, typer.Argument(help="Dataset name, or a Decathlon folder.")],
-    data: DataOption = Path("data"),
-) -> None:
-    """Read every voxel of a prepared dataset, and say what is wrong or worth knowing.
-
-    Scans and labels that occur twice, nearly identical images and repeated patients are named,
-    and what each leaks: from training to test, or from labelled to unlabelled cases.
-    """
-    from benchmark.commands import check_data
-
-    raise typer.Exit(check_data(name, data, out))
-
-
-@data_app.command("floor")
-def data_floor(
-    name: Annotated[str, typer.Argument(help="Dataset name, or a Decathlon folder.")],
-    labelled: Annotated[
-        list[int] | None,
-        typer.Option(help="Number of labelled volumes; several times. (10 %, 20 % and all)"),
-    ] = None,
-    store: Annotated[
-        Path | None,
-        typer.Option(help="Add it to this store, in every setting that has runs of the dataset."),
-    ] = None,
-    to: Annotated[Path | None, typer.Option("--out", help="Write the cases as CSV.")] = None,
-    data: DataOption = Path("data"),
-) -> None:
-    """What a predictor scores that never looks at an image: the mean label of the labelled cases.
-
-    Where volumes are cropped around the truth it scores much; whatever a method adds is above this.
-    With --store it becomes a run `atlas`, and every report prints it beside the methods.
-    """
-    from benchmark.commands import show_floor
-
-    show_floor(name, labelled or [], store, to, data, out)
-
-
-@data_app.command("list")
-def data_list(data: DataOption = Path("data")) -> None:
-    """Where each dataset stands, how to get it, and what a reader of its numbers must know."""
-    from benchmark.commands import data_states
-
-    states = data_states(data)
-    _print_table(
-        ["dataset", "state", "train", "val", "test", "fingerprint"], [s.cells for s in states]
-    )
-    for state in states:
-        said = "" if state.cells[1] == "missing" else escape(state.advice)  # the card says it
-        out.print(f"\n[bold]{escape(state.name)}[/] {said}", highlight=False)
-        card = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 2))
-        for what, text in state.card:
-            card.add_row(what, escape(text))
-        out.print(card)
-
-
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from results.text import one_line
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for place, name in enumerate(head):
-        table.add_column(name, overflow="fold", no_wrap=place == 0)
-    for row in rows:
-        table.add_row(*(escape(one_line(cell)) for cell in row))
-    out.print(table)
 
 
 def main() -> None:

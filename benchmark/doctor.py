@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from benchmark import environment
-from benchmark.commands import data_states
+from benchmark.commands_data import data_states
 from results.errors import UserError
 from results.store import Store
 

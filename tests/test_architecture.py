@@ -73,8 +73,9 @@ def test_only_benchmark_and_methods_import_torch(package: str) -> None:
         assert "torch" not in imported(path), path
 
 
-def test_a_report_starts_without_torch() -> None:
-    code = "import sys, reports.report; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["reports.report", "benchmark.status", "benchmark.cli"])
+def test_what_is_to_start_fast_starts_without_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

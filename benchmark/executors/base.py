@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from benchmark.attempts import AGAIN, ATTEMPTS, BUSY, CLAIM, DONE, left_message
 from benchmark.runner import clean
@@ -63,20 +63,35 @@ class Resources:
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Executor(ABC):
     """Works on runs by calling `benchmark.worker` for each, wherever that is.
 
+    plugins:   files with methods whose code may be run.
+    attempts:  starts of a run that dies, before it is failed.
     settings:  a dataclass with the defaults of what `--set` changes; None where there is nothing.
     elsewhere: whether runs are worked on by other machines than this one.
     """
 
+    plugins: tuple[str, ...] = ()
+    attempts: int = ATTEMPTS
     settings: ClassVar[Any] = None
     elsewhere: ClassVar[bool] = False
 
     @classmethod
+    def make(cls, resources: Resources) -> Self:
+        """An executor within these resources.
+
+        Raises:
+            UserError: what it needs is missing, or a setting is wrong.
+        """
+        own = cls.within(resources)
+        return cls(plugins=resources.plugins, attempts=resources.attempts, **own)
+
+    @classmethod
     @abstractmethod
-    def make(cls, resources: Resources) -> Executor:
-        """An executor within these resources."""
+    def within(cls, resources: Resources) -> dict[str, Any]:
+        """The fields that only this kind of executor has, by name, for `make`."""
 
     @property
     @abstractmethod

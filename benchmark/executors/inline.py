@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from benchmark.attempts import ATTEMPTS
 from benchmark.executors.base import Event, Executor, Resources, settle
 from benchmark.worker import work
 from results.store import Store
@@ -17,15 +17,12 @@ class Inline(Executor):
 
     device: str = "cpu"
     threads: int = 1
-    plugins: tuple[str, ...] = ()
-    attempts: int = ATTEMPTS
 
     @classmethod
-    def make(cls, resources: Resources) -> Inline:
+    def within(cls, resources: Resources) -> dict[str, Any]:
         """On the first GPU, or on the CPU with all cores unless told otherwise."""
         device = "cuda:0" if resources.gpus else "cpu"
-        threads = resources.threads or resources.cores
-        return cls(device, threads, resources.plugins, resources.attempts)
+        return {"device": device, "threads": resources.threads or resources.cores}
 
     @property
     def parallel(self) -> int:

@@ -11,8 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from signal import SIGKILL
+from typing import Any
 
-from benchmark.attempts import ATTEMPTS, IO, LOG_FILE
+from benchmark.attempts import IO, LOG_FILE
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Ending,
@@ -80,13 +81,11 @@ class Local(Executor):
     """A process a run. A run that dies takes nothing along; children end with their parent."""
 
     places: tuple[Slot, ...]
-    plugins: tuple[str, ...] = ()
-    attempts: int = ATTEMPTS
 
     @classmethod
-    def make(cls, resources: Resources) -> Local:
+    def within(cls, resources: Resources) -> dict[str, Any]:
         """With the slots that the resources give."""
-        return cls(slots(resources), resources.plugins, resources.attempts)
+        return {"places": slots(resources)}
 
     @property
     def parallel(self) -> int:

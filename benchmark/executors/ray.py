@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from benchmark.attempts import ATTEMPTS, CLAIM, LOG_FILE, STOPPED
+from benchmark.attempts import CLAIM, LOG_FILE, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Event,
@@ -69,13 +69,11 @@ class Ray(Executor):
     asked: RaySettings
     jobs: int | None = None
     threads: int = 1
-    plugins: tuple[str, ...] = ()
-    attempts: int = ATTEMPTS
     settings: ClassVar[Any] = RaySettings()
     elsewhere: ClassVar[bool] = True
 
     @classmethod
-    def make(cls, resources: Resources) -> Ray:
+    def within(cls, resources: Resources) -> dict[str, Any]:
         """With one CPU a run unless told otherwise.
 
         Raises:
@@ -92,8 +90,7 @@ class Ray(Executor):
             raise UserError(f"--set ray.gpus={asked.gpus}: it must be at least 0")
         _ray()
         asked = RaySettings(address, asked.gpus)
-        threads = resources.threads or 1
-        return cls(asked, resources.jobs, threads, resources.plugins, resources.attempts)
+        return {"asked": asked, "jobs": resources.jobs, "threads": resources.threads or 1}
 
     @property
     def parallel(self) -> int:

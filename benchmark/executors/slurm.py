@@ -24,7 +24,7 @@ from io import StringIO
 from typing import Any, ClassVar
 
 from benchmark import checkpoint
-from benchmark.attempts import ATTEMPTS, CLAIM, LOG_FILE, OUT_OF_MEMORY, STOPPED
+from benchmark.attempts import CLAIM, LOG_FILE, OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Ending,
@@ -139,13 +139,11 @@ class Slurm(Executor):
     asked: SlurmSettings
     jobs: int | None = None
     threads: int = 1
-    plugins: tuple[str, ...] = ()
-    attempts: int = ATTEMPTS
     settings: ClassVar[Any] = SlurmSettings()
     elsewhere: ClassVar[bool] = True
 
     @classmethod
-    def make(cls, resources: Resources) -> Slurm:
+    def within(cls, resources: Resources) -> dict[str, Any]:
         """With one CPU a run unless told otherwise.
 
         Raises:
@@ -154,8 +152,7 @@ class Slurm(Executor):
         asked = override(cls.settings, "slurm", resources.settings)
         _extra(asked.extra)
         _submitit()
-        threads = resources.threads or 1
-        return cls(asked, resources.jobs, threads, resources.plugins, resources.attempts)
+        return {"asked": asked, "jobs": resources.jobs, "threads": resources.threads or 1}
 
     @property
     def parallel(self) -> int:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark import contract
+from benchmark import contract, miniature
 from benchmark.contract import CHECKS
 from methods import METHODS
 from methods.base import Adam, Fidelity, Method, Recipe, Term
@@ -157,9 +157,9 @@ def test_a_term_that_waits_until_something_is_learnt_is_not_accused():
         return Term(learnt * logits.square().mean(), 0.0)
 
     method = with_terms(consistency=consistency)
-    batch = contract.make_batch(method, 0)
-    fresh = contract.small_learner(method)
-    assert contract.values_at(fresh, batch, contract.STEPS[0])["consistency"] == 0.0
+    batch = miniature.make_batch(method, 0)
+    fresh = miniature.small_learner(method)
+    assert miniature.values_at(fresh, batch, miniature.STEPS[0])["consistency"] == 0.0
     contract.check_gradients(method)
 
 
@@ -545,7 +545,7 @@ def test_hyperparameters_of_the_authors_that_cannot_be_set_are_caught(authors, t
 
 
 def test_a_batch_carries_what_is_declared_and_nothing_else():
-    batch = contract.make_batch(with_class_variable("inputs", ("image", "label", "sdf")), 0)
+    batch = miniature.make_batch(with_class_variable("inputs", ("image", "label", "sdf")), 0)
     assert batch.image.shape == (2, 1, 16, 16, 16)
     assert batch.unlabelled.shape == (0, 1, 16, 16, 16)
     assert set(batch.extras) == {"sdf"}

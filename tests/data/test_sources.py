@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from benchmark.cli import app
-from benchmark.commands import data_states
+from benchmark.commands_data import data_states
 from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
 from benchmark.data.base import SPLITS
 from benchmark.data.splits import choose_split, split_names

@@ -15,12 +15,12 @@ import torch
 
 from benchmark import environment
 from benchmark.attempts import DONE
-from benchmark.contract import DeclaredExtras, make_batch
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Resources
 from benchmark.executors.inline import Inline
 from benchmark.executors.local import Local, slots
 from benchmark.inference import sliding_window
+from benchmark.miniature import DeclaredExtras, make_batch
 from benchmark.runner import build_learner, build_sampler, chosen_predictors, load_world
 from benchmark.scheduler import execute
 from benchmark.trainer import evaluating, train, train_step
@@ -217,7 +217,7 @@ def test_out_of_memory_fails_one_run_that_says_how_much_and_what_to_do(
 ) -> None:
     made = plan(toy.folder, toy.root, tmp_path, "devours,supervised", plugins=[PLUGIN])
     store = Store.open(tmp_path, create=True)
-    summary = execute(made.jobs, store, Inline("cuda:0", 1, (PLUGIN,)), Silent())
+    summary = execute(made.jobs, store, Inline("cuda:0", 1, plugins=(PLUGIN,)), Silent())
     (text,) = summary.failed.values()
     assert text.startswith(
         "given up after 3 attempts; the last: out of memory on cuda:0; run fewer"

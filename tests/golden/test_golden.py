@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.contract import STEPS, DeclaredExtras, make_batch, small_learner, terms_at, train
+from benchmark.miniature import STEPS, DeclaredExtras, make_batch, small_learner, terms_at, train
 from methods import METHODS
 from methods.base import Batch, Method
 

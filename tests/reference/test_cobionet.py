@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train, values_at
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train, values_at
 from methods.base import Step
 from methods.cobionet import CoBioNet, Critic, masked_mean
 

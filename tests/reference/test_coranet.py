@@ -8,7 +8,7 @@ from copy import deepcopy
 import pytest
 import torch
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
 from methods.base import Step
 from methods.common import masked_dice_loss

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from methods.base import Step
 from methods.common import cross_pseudo_supervision, hard_label, supervised_loss
 from methods.cps import CPS

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from methods.base import NetOutput, Step
 from methods.mcf import MCF, disagreement_error, sharpen
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.seeding import torch_generator
 from methods.base import Step
 from methods.common import supervised_loss

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from methods.base import NetOutput, Step
 from methods.mrpl import MRPL, mutual_learning, reliability
 

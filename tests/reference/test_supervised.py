@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at
 from methods.supervised import Supervised
 
 

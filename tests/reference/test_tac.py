@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from methods.base import Step
 from methods.tac import TAC, affinity, representations
 

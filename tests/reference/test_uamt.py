@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmark.contract import RUN, make_batch, small_learner, terms_at, train
+from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.seeding import torch_generator
 from methods.base import Step
 from methods.common import entropy_threshold, masked_distance, noisy, predictive_entropy
