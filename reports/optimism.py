@@ -39,6 +39,9 @@ EVALUATIONS: Final = (1, 5, 16, 76, 290)
 CASES: Final = (20, 60, 200)
 """Numbers of test cases for the same."""
 
+_INSIDE: Final = 12
+"""Methods that a legend inside its panel has room for."""
+
 _GAPS, _SPLITS, _NULL = range(3)
 """What draws random numbers, each from its own stream."""
 
@@ -333,7 +336,12 @@ def _draw_chance(
         fontsize=10,
         loc="left",
     )
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left")
+    inside = len(handles) <= _INSIDE
+    axes.legend(
+        handles=handles, frameon=False, fontsize=8, loc="upper left",
+        bbox_to_anchor=(0, 1) if inside else (1.02, 1), borderaxespad=0.5 if inside else 0,
+        ncols=1 if inside else 2,
+    )  # fmt: skip
 
 
 def _explain(figure: Figure) -> None:

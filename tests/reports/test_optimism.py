@@ -2,6 +2,7 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from protocols.optimism import fit_noise, gap_interval, null_gain
@@ -239,6 +240,22 @@ def test_the_figure_stacks_the_parts_to_the_gap(found):
     (line,) = (line for line in by_chance.lines if line.get_gid() == "mt")
     assert line.get_xdata().tolist() == [1, 5, 11, 16, 76, 290]
     assert line.get_ydata()[2] == pytest.approx(row["null_gain"])
+
+
+@pytest.mark.parametrize("count", [3, 24])
+def test_names_of_many_methods_do_not_lie_over_the_lines(found, count):
+    parts = [frame[frame["label"] == "mt"] for frame in found]
+    names = [f"method-{n}" for n in range(count)]
+    values, chance = (pd.concat([p.assign(label=name) for name in names]) for p in parts)
+    figure = optimism.draw(values, chance)
+    figure.draw_without_rendering()
+    by_chance = figure.axes[1]
+    box, panel = by_chance.get_legend().get_window_extent(), by_chance.get_window_extent()
+    assert [t.get_text() for t in by_chance.get_legend().get_texts()] == names
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.height
+    assert box.x1 <= figure.bbox.width
+    assert (box.x0 >= panel.x1) == (count == 24)
 
 
 def test_the_report_is_files_of_the_same_bytes_for_the_same_rows_in_any_order(store, tmp_path):
