@@ -128,6 +128,21 @@ def test_one_run_has_no_interval_and_the_report_says_so(store, found):
     assert "Failed: mt 1." in said
 
 
+def test_runs_that_are_all_best_at_last_have_no_interval_and_the_report_says_so(tmp_path):
+    store = Store.open(tmp_path / "s", create=True)
+    for seed, level in enumerate((0.5, 0.6)):
+        scores = {10: (0.1, 0.3), 20: (level, level + 0.1)}
+        toy.add(store, toy.cases(toy.run_id(seed=seed), scores), toy.spec(seed=seed))
+    facts = load_facts(store, "last", "tcseg")
+    values, chance = optimism.optimism(facts)
+    row = row_of(values)
+    assert row["gap"] == 0
+    assert np.isnan([row["low"], row["high"]]).all()
+    said = " ".join(optimism.notes(facts, values))
+    assert "its interval is undefined: mt (DSC), mt (ASD), mt (HD95)." in said
+    optimism.draw(values, chance)
+
+
 def test_a_row_does_not_depend_on_what_else_is_in_the_store(store, found):
     runs = [toy.run_id("mt", seed) for seed in range(4)]
     alone = optimism.optimism(load_facts(store, "last", "tcseg", runs=runs))[0]
