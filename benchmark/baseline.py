@@ -217,7 +217,7 @@ def baseline_of(
             name += "" if row["predictor"] == "main" else f" of {row['predictor']}"
             pending = row["started"] - row["finished"] - row["failed"]
             if pending:
-                left_out.append(f"{name}: {pending} unfinished run(s), which are not counted")
+                left_out.append(f"{pending} unfinished run(s) of {name}")
             values = runs[metric] * (100.0 if metric == "dsc" else 1.0)
             problem = _no_target(len(runs), int(values.isna().sum()), statistic, margin)
             if problem:

@@ -176,7 +176,8 @@ def gap_interval(
         level: nominal coverage.
 
     Returns:
-        NaN below two runs or two cases, and where the gap of a run or of a draw is undefined.
+        NaN below two runs or two cases, where the gap of a run or of a draw is undefined, and
+        where all gaps are 0: draws of these runs know of no other, and [0, 0] would be certainty.
     """
     count = len(runs)
     cases = runs[0].shape[1] if runs else 0
@@ -186,6 +187,8 @@ def gap_interval(
     chosen = np.stack([values[best(values)] for values in runs])
     last = np.stack([values[-1] for values in runs])
     gaps = np.array([gap(values) for values in runs])
+    if (gaps == 0).all():
+        return Interval(nan, nan, level, kind)
     weights = resampled(count, draws, rng) / count
     counts = resampled(cases, draws, rng)
     redrawn = (case_means(chosen, counts) - case_means(last, counts)).T

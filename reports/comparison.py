@@ -267,6 +267,11 @@ def _notes(facts: Facts, shown: pd.DataFrame) -> list[str]:
             "(… failed): seeds of which a run failed. A failed run is worse than any other, so "
             f"only ranks can be compared; means, intervals and tests of them are {NO_VALUE}."
         )
+    if any(not r["paired"] and "1" in r["seeds"].split(" and ") for r in shown.to_dict("records")):
+        said.append(
+            "1 and …, unpaired: of a method with one seed cases alone are drawn anew, so its "
+            "interval knows nothing of what another seed would give and is too short."
+        )
     if shown.empty:
         said.insert(0, "No setting has two methods to compare.")
     return said

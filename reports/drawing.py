@@ -23,8 +23,10 @@ GREY: Final = "#5a5a5a"
 _DISTINCT: Final = (
     *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#332288"),
     *("#56B4E9", "#882255", "#117733", "#808080", "#E2588D", "#6B4C2A"),
+    *("#999933", "#B2182B", "#44AA99", "#6A3D9A", "#DDCC77", "#1F3A5F"),
+    *("#7FBC41", "#CC6677", "#F0A30A", "#000000", "#88CCEE", "#C49C94"),
 )
-"""Told apart by colour-blind eyes too (after Okabe and Ito; Tol)."""
+"""The first dozen is told apart by colour-blind eyes too (after Okabe and Ito; Tol)."""
 
 _FORMATS: Final[dict[str, dict[str, None]]] = {
     "png": {"Software": None},
@@ -39,6 +41,11 @@ _LEGEND_SIGN: Final = 8
 """Letters that the sign of an entry and its margins take."""
 
 _LETTER_INCHES: Final = 0.078
+
+_LEGEND_LINES: Final = 2
+"""That a figure has room for as it is."""
+
+_LINE_INCHES: Final = 0.26
 
 
 def colours(labels: Sequence[str]) -> dict[str, str]:
@@ -77,12 +84,18 @@ def blank(message: str) -> Figure:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend above the panels, in as many columns as the width of the figure has room for."""
+    """A legend above the panels, in as many columns as the width of the figure has room for.
+
+    A long one makes the figure taller: panels lose nothing to it.
+    """
     labels = [literal(str(handle.get_label()), _LEGEND_WIDTH) for handle in handles]
     longest = max((len(line) for label in labels for line in label.splitlines()), default=0)
     room = int(figure.get_figwidth() / ((longest + _LEGEND_SIGN) * _LETTER_INCHES))
     columns = min(max(1, room), _LEGEND_COLUMNS, len(handles))
     rows = ceil(len(handles) / columns)
+    lines = ceil(sum(label.count("\n") + 1 for label in labels) / columns)
+    taller = max(0, lines - _LEGEND_LINES) * _LINE_INCHES
+    figure.set_figheight(figure.get_figheight() + taller)
     figure.legend(
         handles=list(handles),
         # A leading underscore would hide the entry.

@@ -39,6 +39,9 @@ EVALUATIONS: Final = (1, 5, 16, 76, 290)
 CASES: Final = (20, 60, 200)
 """Numbers of test cases for the same."""
 
+_INSIDE: Final = 12
+"""Methods that a legend inside its panel has room for."""
+
 _GAPS, _SPLITS, _NULL = range(3)
 """What draws random numbers, each from its own stream."""
 
@@ -127,8 +130,8 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
         "Gap: by how much best flatters, for distances by how much they are shorter. Its interval "
         "is of the gap that this protocol shows on average over runs and test sets, with as many "
         "evaluations and cases: crossed bootstrap of runs and cases in which the choice of each "
-        f"run stays, t for few runs; {NO_VALUE} for one run. It is symmetric and may reach below "
-        "0, where no gap can be.",
+        f"run stays, t for few runs; {NO_VALUE} where these runs allow none. It is symmetric and "
+        "may reach below 0, where no gap can be.",
         "Selection optimism: the part of the gap that cases which did not choose do not show (the "
         "score there is taken from cases left out of bootstrap draws; the CSV has halves of the "
         "cases beside it). It is rather an upper bound, as fewer cases choose worse. Training "
@@ -149,6 +152,16 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
     single = sorted(set(values.loc[_counted(values) == 1, "label"]))
     if single:
         said.append(f"One run only, so its interval is undefined: {', '.join(single)}.")
+    none = values[(_counted(values) > 1) & (values["gap"] == 0)]
+    if len(none):
+        where = [
+            f"{r['label']} ({METRICS[r['metric']].label})"
+            for r in none.drop_duplicates(["label", "metric"]).to_dict("records")
+        ]
+        said.append(
+            "All of these runs are best at their last evaluation, which tells nothing of how large "
+            f"a gap others have, so its interval is undefined: {', '.join(where)}."
+        )
     present = values[_counted(values) > 0]
     unfit = sorted(set(present.loc[present["case_sd"].isna(), "label"]))
     if unfit:
@@ -333,7 +346,12 @@ def _draw_chance(
         fontsize=10,
         loc="left",
     )
-    axes.legend(handles=handles, frameon=False, fontsize=8, loc="upper left")
+    inside = len(handles) <= _INSIDE
+    axes.legend(
+        handles=handles, frameon=False, fontsize=8, loc="upper left",
+        bbox_to_anchor=(0, 1) if inside else (1.02, 1), borderaxespad=0.5 if inside else 0,
+        ncols=1 if inside else 2,
+    )  # fmt: skip
 
 
 def _explain(figure: Figure) -> None:

@@ -234,7 +234,7 @@ def test_an_unfinished_run_forbids_reproduced(bench, baseline, tmp_path):
     assert "1 run(s) were begun and are unfinished" in out
     code, _, err = bench("check", "--write", tmp_path / "new.toml", "--store", tmp_path / "new")
     assert code == 0
-    assert "mt, la 8, DSC: 1 unfinished run(s), which are not counted" in err
+    assert "left out 1 unfinished run(s) of mt, la 8, DSC\n" in err
 
 
 @pytest.mark.parametrize("there", ["store", "folder", "nothing"])

@@ -215,3 +215,13 @@ def test_cases_left_out_by_a_policy_are_left_out_of_the_pair(tmp_path):
     assert comparison(facts(store))["cases"].unique().tolist() == [4]
     assert np.isnan(variances(made).set_index("method").loc["mt", "case"]).all()
     assert replace(made, policy="tcseg").scored["dsc"].notna().all()
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_interval_of_one_seed_is_said_to_know_of_no_other(tmp_path, seeds):
+    store = fill(Store.open(tmp_path / "s", create=True))
+    for seed in range(7, 7 + seeds):
+        run = toy.run_id("dtc", seed)
+        toy.add(store, toy.cases(run, {2000: [0.6] * CASES}), toy.spec("dtc", seed=seed))
+    said = "\n".join(comparison_sheet(facts(store), comparison(facts(store))).notes)
+    assert ("knows nothing of what another seed would give" in said) == (seeds == 1)

@@ -259,6 +259,20 @@ def test_the_worst_case_comes_first_for_all_or_for_one_method(open_page, facts):
         assert texts(page, "#cases tbody th") == expected
 
 
+def test_names_of_many_methods_are_not_broken_inside_words(open_page, tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    names = [f"supervised{letter}" for letter in "abcdefghijkl"]
+    for name in names:
+        toy.add(store, toy.cases(toy.run_id(name), {1000: (0.5, 0.6)}), toy.spec(name))
+    (path,) = html.write_html(load_facts(store, "last", "tcseg"), tmp_path / "page")
+    page = open_page(of=path.as_uri())
+    assert texts(page, "#cases thead .clip") == names
+    lines = "e => { const own = document.createRange(); own.selectNodeContents(e);"
+    lines += " return own.getClientRects().length; }"
+    heads = "[...document.querySelectorAll('#cases thead .clip')]"
+    assert page.run(f"{heads}.map({lines})") == [1] * len(names)
+
+
 # Everywhere
 
 

@@ -2,6 +2,7 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from protocols.optimism import fit_noise, gap_interval, null_gain
@@ -127,6 +128,21 @@ def test_one_run_has_no_interval_and_the_report_says_so(store, found):
     assert "Failed: mt 1." in said
 
 
+def test_runs_that_are_all_best_at_last_have_no_interval_and_the_report_says_so(tmp_path):
+    store = Store.open(tmp_path / "s", create=True)
+    for seed, level in enumerate((0.5, 0.6)):
+        scores = {10: (0.1, 0.3), 20: (level, level + 0.1)}
+        toy.add(store, toy.cases(toy.run_id(seed=seed), scores), toy.spec(seed=seed))
+    facts = load_facts(store, "last", "tcseg")
+    values, chance = optimism.optimism(facts)
+    row = row_of(values)
+    assert row["gap"] == 0
+    assert np.isnan([row["low"], row["high"]]).all()
+    said = " ".join(optimism.notes(facts, values))
+    assert "its interval is undefined: mt (DSC), mt (ASD), mt (HD95)." in said
+    optimism.draw(values, chance)
+
+
 def test_a_row_does_not_depend_on_what_else_is_in_the_store(store, found):
     runs = [toy.run_id("mt", seed) for seed in range(4)]
     alone = optimism.optimism(load_facts(store, "last", "tcseg", runs=runs))[0]
@@ -239,6 +255,22 @@ def test_the_figure_stacks_the_parts_to_the_gap(found):
     (line,) = (line for line in by_chance.lines if line.get_gid() == "mt")
     assert line.get_xdata().tolist() == [1, 5, 11, 16, 76, 290]
     assert line.get_ydata()[2] == pytest.approx(row["null_gain"])
+
+
+@pytest.mark.parametrize("count", [3, 24])
+def test_names_of_many_methods_do_not_lie_over_the_lines(found, count):
+    parts = [frame[frame["label"] == "mt"] for frame in found]
+    names = [f"method-{n}" for n in range(count)]
+    values, chance = (pd.concat([p.assign(label=name) for name in names]) for p in parts)
+    figure = optimism.draw(values, chance)
+    figure.draw_without_rendering()
+    by_chance = figure.axes[1]
+    box, panel = by_chance.get_legend().get_window_extent(), by_chance.get_window_extent()
+    assert [t.get_text() for t in by_chance.get_legend().get_texts()] == names
+    assert box.y0 >= 0
+    assert box.y1 <= figure.bbox.height
+    assert box.x1 <= figure.bbox.width
+    assert (box.x0 >= panel.x1) == (count == 24)
 
 
 def test_the_report_is_files_of_the_same_bytes_for_the_same_rows_in_any_order(store, tmp_path):

@@ -228,3 +228,15 @@ def test_a_legend_fits_the_width_of_its_figure(count):
     assert shown == names
     box = figure.legends[0].get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_a_long_legend_takes_no_height_from_the_panels():
+    heights = []
+    for count in (4, 28):
+        figure = Figure(figsize=(8, 4.3), layout="constrained")
+        axes = figure.add_subplot()
+        legend(figure, [Line2D([], [], label=f"a method {n}") for n in range(count)])
+        figure.draw_without_rendering()
+        heights.append(axes.get_window_extent().height)
+        assert axes.get_window_extent().y1 < figure.legends[0].get_window_extent().y0
+    assert heights[1] >= 0.98 * heights[0]
