@@ -184,10 +184,21 @@ class Published(Source):
 
 
 def walk(source: Path) -> Iterator[tuple[Path, Sequence[str]]]:
-    """Folders below a folder with the names of their visible files, in a fixed order."""
-    for folder, folders, files in os.walk(source, followlinks=True):
+    """Folders below a folder with the names of their visible files, in a fixed order.
+
+    Raises:
+        UserError: one cannot be read, so its cases would be missing.
+    """
+    for folder, folders, files in os.walk(source, onerror=_refuse_unread, followlinks=True):
         folders.sort()
         yield Path(folder), sorted(file for file in files if not file.startswith("."))
+
+
+def _refuse_unread(error: OSError) -> None:
+    raise UserError(
+        f"Cannot read the folder {error.filename}: {error.strerror}. Its cases would be missing; "
+        "make it readable, or give a source without it."
+    ) from error
 
 
 def put(found: dict[str, Files], case: str, files: Files) -> None:

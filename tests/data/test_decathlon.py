@@ -508,6 +508,12 @@ def test_preparing_a_scan_needs_a_few_bytes_a_voxel(tmp_path):
     assert WORKERS * 12 * np.prod(shape) > peak
 
 
+def test_a_volume_in_two_packings_is_named(blobs, tmp_path):
+    path = blobs / "labelsTr" / f"{CASE}.nii.gz"
+    nib.save(nib.load(path), path.with_suffix(""))
+    refuse(blobs, tmp_path, rf"{CASE}\.nii and .*{CASE}\.nii\.gz are the same case\. Remove one")
+
+
 def test_a_missing_folder_is_named(blobs, tmp_path):
     (blobs / "labelsTr").rename(blobs / "labels")
     refuse(blobs, tmp_path, "labelsTr is missing")
