@@ -229,6 +229,8 @@ def _place(files: Files) -> Path:
 
 def seems(source: Path, name: str = "") -> str:
     """What a folder seems to hold instead of dataset `name`, as part of a sentence."""
+    if not source.is_dir():
+        return ""
     for folder, files in walk(source):
         if DESCRIPTION in files and name:
             return f"; it seems to hold a Decathlon folder (`bench data prepare {folder}`)"
