@@ -374,10 +374,10 @@ def _normalised(image: NDArray[Any], ct: bool, path: Path) -> NDArray[np.float32
             "overflowed or are read with the wrong sign. Get it again."
         )
     try:
-        if image.dtype != np.float64:
-            return z_scored_in_blocks(image, CT_WINDOW_HU if ct else None)
         if ct:
-            image = np.clip(image, *CT_WINDOW_HU)
+            return z_scored_in_blocks(image, CT_WINDOW_HU)
+        if image.dtype != np.float64:
+            return z_scored_in_blocks(image)
         return z_scored(image, image.mean(), image.std())
     except ValueError as error:
         raise UserError(f"{path} cannot be used: {error}. Get it again.") from error

@@ -202,15 +202,18 @@ def _read_challenge(case: str, files: Files) -> Volume:
 def _apart(image: itk.Scan, label: itk.Scan) -> str:
     """How the places differ that two headers give to the same voxels; empty if they do not.
 
-    Many labels are saved with an empty header, of spacing 1 or of origin 0, which says nothing.
+    Many labels are saved with an empty header, which says nothing: spacing 1 says nothing of
+    lengths, the usual axes with it nothing of axes, and origin 0 nothing of places.
     """
-    if np.allclose(label.spacing, 1):
-        return ""
-    if not np.allclose(image.spacing, label.spacing, rtol=1e-2):
+    says_lengths = not np.allclose(label.spacing, 1)
+    if says_lengths and not np.allclose(image.spacing, label.spacing, rtol=1e-2):
         spacings = [itk.in_words(scan.spacing) for scan in (label, image)]
         return f"have voxels of {spacings[0]} and {spacings[1]} mm: it is of another case"
-    if not np.allclose(image.direction, label.direction, atol=1e-3):
-        return "have the same spacing and other axes: one of them is flipped"
+    says_axes = says_lengths or not np.allclose(label.direction, np.eye(3).ravel())
+    if says_axes and not np.allclose(image.direction, label.direction, atol=1e-3):
+        return "have other axes: one of them is flipped"
+    if not says_lengths:
+        return ""
     distance = float(np.linalg.norm(np.subtract(image.origin, label.origin)))
     if distance > max(image.spacing) and np.any(label.origin) and np.any(image.origin):
         return f"begin {distance:.3g} mm apart: it is of another case, or one of them is moved"

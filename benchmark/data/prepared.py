@@ -479,17 +479,20 @@ def _write_case(folder: Path, original: Original, sources: Mapping[str, str]) ->
     volume = original.read()
     image = np.ascontiguousarray(volume.image, dtype=np.float32)
     label = np.ascontiguousarray(volume.label, dtype=np.uint8)
-    image_path, label_path = _paths(folder, original.case)
+    shape, spacing, image_sha256 = image.shape, volume.spacing, array_sha256(image)
     stored = encode(image)
+    del volume, image  # four bytes a voxel that packing codes has no use for
+    image_path, label_path = _paths(folder, original.case)
+    packed_image, packed_label = pack_image(stored), pack_label(label)
     with _writing(folder):
-        _write_durably(image_path, pack_image(stored))
-        _write_durably(label_path, pack_label(label))
+        _write_durably(image_path, packed_image)
+        _write_durably(label_path, packed_label)
     known = original.known_sha256
     return Record(
-        shape=image.shape,
+        shape=shape,
         levels=len(stored.values) if isinstance(stored, Coded) else 0,
-        spacing=volume.spacing,
-        image_sha256=array_sha256(image),
+        spacing=spacing,
+        image_sha256=image_sha256,
         label_sha256=array_sha256(label),
         image_bytes=image_path.stat().st_size,
         label_bytes=label_path.stat().st_size,
@@ -499,10 +502,15 @@ def _write_case(folder: Path, original: Original, sources: Mapping[str, str]) ->
 
 
 def _make_temporary(root: Path, name: str) -> Path:
-    """A new folder to build in; what killed preparations left behind is removed."""
+    """A new folder to build in; what killed preparations left behind is removed.
+
+    Other datasets' names may begin with this one, as those of other splits do: theirs may be in
+    use, and are left.
+    """
     prefix = f".tmp-{name}-"
     for left in root.glob(f"{prefix}*"):
-        shutil.rmtree(left, ignore_errors=True)
+        if "-" not in left.name.removeprefix(prefix):
+            shutil.rmtree(left, ignore_errors=True)
     with _writing(root):
         temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=root))
         temporary.chmod(0o755)
@@ -517,11 +525,9 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # NumPy's failed write of an array has no system error: it only says how much was written.
-        reason = error.strerror or f"the disk is full ({error})"
         raise UserError(
-            f"Cannot write to {folder}: {reason}. Make room or choose another data root "
-            "(--data, or the environment variable BENCH_DATA)."
+            f"Cannot write to {folder}: {error.strerror or error}. Make room or choose another "
+            "data root (--data, or the environment variable BENCH_DATA)."
         ) from error
 
 

@@ -184,10 +184,21 @@ class Published(Source):
 
 
 def walk(source: Path) -> Iterator[tuple[Path, Sequence[str]]]:
-    """Folders below a folder with the names of their visible files, in a fixed order."""
-    for folder, folders, files in os.walk(source, followlinks=True):
+    """Folders below a folder with the names of their visible files, in a fixed order.
+
+    Raises:
+        UserError: one cannot be read, so its cases would be missing.
+    """
+    for folder, folders, files in os.walk(source, onerror=_refuse_unread, followlinks=True):
         folders.sort()
         yield Path(folder), sorted(file for file in files if not file.startswith("."))
+
+
+def _refuse_unread(error: OSError) -> None:
+    raise UserError(
+        f"Cannot read the folder {error.filename}: {error.strerror}. Its cases would be missing; "
+        "make it readable, or give a source without it."
+    ) from error
 
 
 def put(found: dict[str, Files], case: str, files: Files) -> None:
@@ -218,6 +229,8 @@ def _place(files: Files) -> Path:
 
 def seems(source: Path, name: str = "") -> str:
     """What a folder seems to hold instead of dataset `name`, as part of a sentence."""
+    if not source.is_dir():
+        return ""
     for folder, files in walk(source):
         if DESCRIPTION in files and name:
             return f"; it seems to hold a Decathlon folder (`bench data prepare {folder}`)"

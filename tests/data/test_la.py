@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_a_source_that_is_missing_or_empty_says_what_to_get(tmp_path):
 def test_a_case_without_its_volume_is_named(la_source, tmp_path):
     (la_source / CASE / "mri_norm2.h5").unlink()
     refuse(la_source, tmp_path, f"{CASE} has no mri_norm2.h5.*Get that file again")
+
+
+def test_a_folder_that_cannot_be_read_is_not_skipped(la_source, tmp_path, monkeypatch):
+    def scan(folder: str) -> object:
+        if Path(folder).name == CASE:
+            raise PermissionError(13, "Permission denied", folder)
+        return listing(folder)
+
+    listing = os.scandir
+    monkeypatch.setattr(os, "scandir", scan)
+    refuse(la_source, tmp_path, rf"Cannot read the folder .*{CASE}: Permission denied\. Its")
 
 
 def test_a_truncated_volume_is_named(la_source, tmp_path):

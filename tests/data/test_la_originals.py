@@ -147,8 +147,9 @@ def test_a_label_that_cannot_be_used_is_named_with_the_reason(challenge, tmp_pat
     refuse(challenge, tmp_path, rf"{CASE}.*{message}")
 
 
-def test_a_label_with_flipped_axes_is_refused(challenge, tmp_path):
-    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), FLIPPED)
+@pytest.mark.parametrize("spacing", [(0.625, 0.625, 0.625), (1.0, 1.0, 1.0)])
+def test_a_label_with_flipped_axes_is_refused(challenge, tmp_path, spacing):
+    write_nrrd(challenge / CASE / "laendo.nrrd", atrium(), FLIPPED, spacing)
     refuse(challenge, tmp_path, rf"{CASE}/laendo.nrrd.*other axes: one of them is flipped")
 
 

@@ -155,6 +155,17 @@ def test_a_killed_preparation_is_not_taken_for_complete_and_is_cleared_by_the_ne
     assert not list(root.glob(".tmp-la-*"))
 
 
+def test_what_another_dataset_is_being_prepared_in_is_left_alone(tmp_path):
+    """Its name may begin with this one's, as that of another split does."""
+    cases = {name: volume(seed) for seed, name in enumerate("ab")}
+    own, other = (tmp_path / "root" / f".tmp-{name}-k3_0zq8x" for name in ("la", "la-mcf-1"))
+    for folder in (own, other):
+        folder.mkdir(parents=True)
+    dataset(tmp_path, cases)
+    assert not own.exists()
+    assert other.exists()
+
+
 def test_two_processes_do_not_prepare_the_same_dataset(la_source, tmp_path):
     root = tmp_path / "root"
     root.mkdir()
@@ -181,14 +192,14 @@ def test_a_full_disk_is_one_clear_message_and_leaves_nothing(la_source, tmp_path
     assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_volume_is_named(la_source, tmp_path, monkeypatch):
-    """Libraries may give such an error neither number nor text of the system."""
+def test_a_failed_write_is_called_full_only_where_the_system_says_so(
+    la_source, tmp_path, monkeypatch
+):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("the link is down")
 
-    def partly(*_: object, **__: object) -> None:
-        raise OSError("5760 requested and 1024 written")
-
-    monkeypatch.setattr(prepared, "_write_durably", partly)
-    with pytest.raises(UserError, match=r"the disk is full \(5760 requested and 1024 written\)"):
+    monkeypatch.setattr(prepared, "_write_durably", fail)
+    with pytest.raises(UserError, match=r"Cannot write to .*: the link is down\. Make room or"):
         SOURCES["la"].prepare(la_source, tmp_path / "root", quiet)
     assert [p.name for p in (tmp_path / "root").iterdir()] == [".la.claim-000001"]
 
