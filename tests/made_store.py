@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -107,7 +108,8 @@ def ours(path: Path) -> pd.DataFrame:
 def measured(path: Path, protocol: str = "last") -> dict[str, float]:
     """rows, wall_s and cpu_s after start-up and peak_mib of a process of its own."""
     command = [sys.executable, "-c", MEASURE, str(path), protocol]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    free = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=free)
     return dict(json.loads(done.stdout))
 
 

@@ -72,7 +72,7 @@ CARD: Final = Card(
         "`bench data prepare la --source DIR`."
     ),
     source="cardiacatlas.org (NRRD), or yulequan/UA-MT on GitHub (.h5)",
-    size="100 volumes of 148–244 × 132–160 × 88 voxels; 0.2 GB as .h5, 1.2 GB prepared",
+    size="100 volumes of 148–244 × 132–160 × 88 voxels; 0.2 GB as .h5, 0.15 GB prepared",
     counts=(80, 0, 20),
     notes=(
         "Volumes are cropped around the true label, test cases and unlabelled ones too: a "

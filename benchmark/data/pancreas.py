@@ -75,7 +75,7 @@ CARD: Final = Card(
         "ycwu1997/MC-Net on GitHub), then run `bench data prepare pancreas --source DIR`."
     ),
     source="cancerimagingarchive.net (DICOM and NIfTI), or MC-Net's .h5",
-    size="82 volumes, median 184 × 145 × 216 mm; about 10 GB as DICOM, 2.5 GB prepared",
+    size="82 volumes, median 184 × 145 × 216 mm; about 10 GB as DICOM, at most 2.5 GB prepared",
     counts=(62, 0, 20),
     notes=(
         "At least five splits are compared in one table in the literature; the usual one here is "
