@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from results.text import one_line
+
 out = Console()
 err = Console(stderr=True)
 
@@ -28,8 +30,6 @@ PluginOption = Annotated[
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a head; long cells are folded, but for the first of a row."""
-    from results.text import one_line
-
     table = Table(box=None, header_style="bold", pad_edge=False)
     for place, name in enumerate(head):
         table.add_column(name, overflow="fold", no_wrap=place == 0)

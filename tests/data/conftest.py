@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from benchmark import cli
 from tests.data.made_data import CASES, LA_TEST, LA_TRAIN, ball, write_facts, write_la, write_nifti
 
 
@@ -26,3 +28,18 @@ def blobs(tmp_path: Path) -> Path:
         write_nifti(folder, case, label=label + ball(radius=3))
     write_facts(folder, CASES)
     return folder
+
+
+@pytest.fixture
+def succeeds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., None]:
+    """Calls the command line, which must end well."""
+
+    def call(*words: str) -> None:
+        monkeypatch.setattr("sys.argv", ["bench", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == 0, capsys.readouterr()
+
+    return call

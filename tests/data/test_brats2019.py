@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmark import cli
 from benchmark.data import SOURCES, open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.brats2019 import crop_bounds, normalise
@@ -289,7 +288,7 @@ def test_another_split_is_only_one_in_a_file(h5, tmp_path):
 
 
 def test_a_smoke_run_goes_from_the_organisers_files_to_a_report_by_validation(
-    tree, tmp_path, monkeypatch, capsys
+    tree, tmp_path, succeeds
 ):
     for seed, case in enumerate(CASES):
         write_case(tree, case, enlarged(flair(seed)), enlarged(labels()))
@@ -302,9 +301,6 @@ def test_a_smoke_run_goes_from_the_organisers_files_to_a_report_by_validation(
         (*run, *quick, *where, *store),
         ("report", "table", *store, "--protocol", "val", "--out", str(tmp_path / "report")),
     ):
-        monkeypatch.setattr("sys.argv", ["bench", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0, capsys.readouterr()
+        succeeds(*words)
     (table,) = (tmp_path / "report").glob("table-val*.md")
     assert "brats2019 (partial: 5 cases; from the organisers' files)" in table.read_text()

@@ -13,7 +13,6 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 
-from benchmark import cli
 from benchmark.data import SOURCES, itk, open_dataset, prepared_folders
 from benchmark.data.alignment import misplaced, placements
 from benchmark.data.base import Dataset
@@ -515,31 +514,17 @@ def test_without_simpleitk_the_message_says_what_to_install(tcia, tmp_path, monk
     refuse(tcia, tmp_path, r"needs SimpleITK. Install it with `pip install 'ssl3d-bench\[originals")
 
 
-def test_a_smoke_run_goes_from_dicom_to_a_report(tcia, tmp_path, monkeypatch, capsys):
+def test_a_smoke_run_goes_from_dicom_to_a_report(tcia, tmp_path, succeeds):
     where = ("--data", str(tmp_path / "data"))
     store = ("--store", str(tmp_path / "store"))
     run = ("run", "-m", "supervised", "-m", "mt", "-d", "pancreas", "--labelled", "1")
+    quick = ("--profile", "smoke", "--seeds", "1", "--executor", "inline", "--threads", "1")
     for words in (
         ("data", "prepare", "pancreas", "--source", str(tcia), *where),
-        (
-            *run,
-            "--profile",
-            "smoke",
-            "--seeds",
-            "1",
-            "--executor",
-            "inline",
-            "--threads",
-            "1",
-            *where,
-            *store,
-        ),
+        (*run, *quick, *where, *store),
         ("report", "table", *store, "--out", str(tmp_path / "report")),
     ):
-        monkeypatch.setattr("sys.argv", ["bench", *words])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        assert ended.value.code == 0, capsys.readouterr()
+        succeeds(*words)
     text = (tmp_path / "report" / "table-last.md").read_text()
     assert "pancreas (partial: 3 cases; from DICOM" in text
 
