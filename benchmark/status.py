@@ -12,7 +12,7 @@ from benchmark.attempts import CLAIM, left_message
 from benchmark.remaining import in_words
 from benchmark.slurm_queue import Entry, UnreachableError, queue_of, submissions
 from results.claims import newest
-from results.store import Store
+from results.store import TOLD, Store
 
 MANY: Final = 200
 """Finished runs above which they are counted instead of listed."""
@@ -41,7 +41,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
 def _done(store: Store, run: str) -> dict[str, Any]:
     # Sidecars alone, where they say enough: ten thousand records take seconds to read.
     sidecar = store.sidecar(run)
-    record = sidecar.get("record") or store.record(run)
+    record = sidecar.get("record")
+    if not isinstance(record, dict) or not record.keys() >= set(TOLD):
+        record = store.record(run)
     return {
         "run": run,
         "state": record["state"],

@@ -46,7 +46,7 @@ _FULL: Final = {errno.ENOSPC, errno.EDQUOT}
 _CLAIM_PATIENCE_S: Final = 10.0
 _CLAIM_PAUSE_S: Final = 0.02
 _CLAIM: Final = "discard"
-_TOLD: Final = ("state", "error", "steps", "evaluations")
+TOLD: Final = ("state", "error", "steps", "evaluations")
 """What the sidecar repeats of the record: JSON of ten thousand runs is read in a moment."""
 
 
@@ -130,7 +130,7 @@ class Store:
         for name, content in contents.items():
             self._publish(self._file(name, run), run, content)
         if not self.is_done(run):
-            told = {**sidecar, "record": {name: record[name] for name in _TOLD}}
+            told = {**sidecar, "record": {name: record[name] for name in TOLD}}
             text = json.dumps(told, sort_keys=True, indent=1, allow_nan=False)
             _replace(self._file("runs", run, "json"), run, text.encode())
         created = self._publish(self._file("runs", run), run, last)

@@ -273,13 +273,14 @@ def test_status_counts_finished_runs_where_they_are_many(
     assert len(bench("status", "--store", tmp_path, "--json")[1].splitlines()) == 4
 
 
+@pytest.mark.parametrize("told", [{}, {"record": {}}, {"record": "finished"}])
 def test_status_reads_stores_whose_sidecars_do_not_repeat_the_record(
-    bench: Bench, tmp_path: Path
+    bench: Bench, tmp_path: Path, told: dict[str, object]
 ) -> None:
     store, run = Store.open(tmp_path, create=True), runs.run_id()
     record = runs.record(run, runs.spec())
     store.commit(run, runs.tables(runs.cases(run, {10: [0.5]})), record, {"seconds": 1.0})
     sidecar = tmp_path / "runs" / f"{run}.json"
-    sidecar.write_text(json.dumps({"seconds": 1.0, "resumed": True}))
+    sidecar.write_text(json.dumps({"seconds": 1.0, "resumed": True} | told))
     (row,) = map(json.loads, bench("status", "--store", tmp_path, "--json")[1].splitlines())
     assert (row["state"], row["step"], row["note"]) == ("finished", 3000, "resumed")
