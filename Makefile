@@ -1,14 +1,15 @@
-# make demo   set up everything, train three methods over five seeds on the embedded data, report
-# make test   set up everything, check style and types, run all tests
-# make faults kill, cut and fill up whatever can be, and print what was lost (the full form)
-# make bench  measure speed against the libraries and loops the field uses
+# make demo      set up everything, train three methods over five seeds on the embedded data, report
+# make test      set up everything, check style and types, run all tests
+# make clusters  run the tests on a real SLURM and a real Ray, started on loopback, for minutes
+# make faults    kill, cut and fill up whatever can be, and print what was lost (the full form)
+# make bench     measure speed against the libraries and loops the field uses
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := demo
 
-.PHONY: install demo test lint faults bench clean
+.PHONY: install demo test clusters lint faults bench clean
 
 install: $(VENV)/installed
 
@@ -30,6 +31,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest -n auto
+
+clusters: install
+	BENCH_CLUSTERS=1 $(BIN)/pytest -rs tests/cluster
 
 faults: install
 	$(BIN)/python -m tests.faults

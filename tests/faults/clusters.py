@@ -32,7 +32,7 @@ _SLURM = {
 def slurm(scale: Scale) -> Row:
     """Each fault once on a SLURM of its own; the tables of all are the same bytes."""
     fault = "SLURM: time limit x2, preemption x2, kill x2, node loss, controller restart, cancel"
-    missing = _SHORT if not scale.full else missing_programs() or missing_rights()
+    missing = _SHORT if not scale.full else _slurm_missing()
     if missing:
         return Row(fault, "0", 0, skipped=missing)
     bad, said, tables, tried = 0, [], [], 0
@@ -53,18 +53,37 @@ def slurm(scale: Scale) -> Row:
     return Row(fault, str(tried), bad, "; ".join(said))
 
 
+def same_grid(scale: Scale) -> Row:
+    """The same grid in the driver, on its machine, on SLURM and on Ray gives the same tables."""
+    fault = "same grid by inline, local, slurm, ray"
+    missing = _SHORT if not scale.full else _slurm_missing() or _ray_missing()
+    if missing:
+        return Row(fault, "0", 0, skipped=missing)
+    found = {**_inside("ray_scenarios", "grid"), **_inside("slurm_scenarios", "grid")}
+    expected = found["inline"]["digests"]
+    bad = sum(got["code"] != 0 or got["digests"] != expected for got in found.values())
+    said = f"SHA-256 of each of {len(expected)} tables"
+    return Row(fault, f"{len(found)} executors", bad, said)
+
+
 def frozen_ray(scale: Scale) -> Row:
     """A run on Ray is frozen, tried again, and thawed."""
     fault = "frozen Ray run thawed after the retry"
-    missing = _SHORT if not scale.full else missing_rights()
-    if not missing and find_spec("ray") is None:
-        missing = "Ray is not installed here"
+    missing = _SHORT if not scale.full else _ray_missing()
     if missing:
         return Row(fault, "0", 0, skipped=missing)
     found = [_inside("ray_scenarios", "zombie") for _ in range(5)]
     bad = sum(map(_wrong, found)) + sum(_tables(got) != _tables(found[0]) for got in found)
     slowest = max(got["resumed_after_s"] for got in found)
     return Row(fault, "5", bad, f"one committed result each; tried again within {slowest} s")
+
+
+def _slurm_missing() -> str:
+    return missing_programs() or missing_rights()
+
+
+def _ray_missing() -> str:
+    return missing_rights() or ("" if find_spec("ray") else "Ray is not installed here")
 
 
 def _inside(module: str, *words: str) -> Any:

@@ -17,5 +17,6 @@ FAULTS: dict[str, Fault] = {
     "killed-workers": running.killed_workers,
     "killed-parents": running.killed_parents,
     "slurm": clusters.slurm,
+    "same-grid-on-clusters": clusters.same_grid,
     "frozen-ray": clusters.frozen_ray,
 }
