@@ -19,7 +19,7 @@ from benchmark.attempts import ATTEMPTS
 from benchmark.commands_data import EMBEDDED, prepare
 from benchmark.contract import CHECKS
 from benchmark.data import is_folder, source_for
-from benchmark.data.prepared import is_prepared
+from benchmark.data.manifest import is_prepared
 from benchmark.estimate import Cost, costs
 from benchmark.executors import EXECUTORS
 from benchmark.executors.base import Executor, Resources

@@ -17,7 +17,7 @@ from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
 from benchmark.data.base import Card, Dataset
 from benchmark.data.inspection import inspect
 from benchmark.data.links import linked_cases
-from benchmark.data.prepared import is_prepared
+from benchmark.data.manifest import is_prepared
 from benchmark.data.splits import split_names
 from reports.render import csv_text, write_file
 from results.errors import UserError

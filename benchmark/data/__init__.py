@@ -11,9 +11,9 @@ from benchmark.data.base import Dataset, Source
 from benchmark.data.brats2019 import BRATS2019
 from benchmark.data.decathlon import Decathlon, open_folder
 from benchmark.data.la import LA
+from benchmark.data.manifest import is_prepared, read_manifest
 from benchmark.data.pancreas import PANCREAS
 from benchmark.data.phantom import Phantom
-from benchmark.data.prepared import is_prepared, read_manifest
 from benchmark.data.published import Published
 from benchmark.data.splits import split_names
 from results.errors import UserError

@@ -13,52 +13,39 @@ from a file, under a name of its own.
 
 from __future__ import annotations
 
-import json
 import re
-import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, final
 
-import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
 from numpy.typing import NDArray
 
-from benchmark import seeding
-from benchmark.data.base import Card, Dataset, Geometry, Source, Split, Triple, Volume
-from benchmark.data.prepared import (
-    Manifest,
-    Original,
-    Progress,
-    file_sha256,
-    is_prepared,
-    open_prepared,
-    prepare_folder,
-    problems,
-    read_manifest,
+from benchmark.data.base import Card, Dataset, Source, Split, Volume
+from benchmark.data.decathlon_folder import (
+    channel_names,
+    first_few,
+    label_names,
+    listed_cases,
+    nifti_files,
+    read_canonical,
+    read_facts,
 )
-from benchmark.data.published import seems
+from benchmark.data.derived import derive_geometry, draw_split
+from benchmark.data.manifest import Manifest, file_sha256, is_prepared, read_manifest
+from benchmark.data.prepared import Original, Progress, open_prepared, prepare_folder, problems
 from benchmark.data.split_file import read_split, require_cases
 from benchmark.data.steps import z_scored, z_scored_in_blocks
-from benchmark.data.volumes import reduced_shape
 from results.errors import UserError
 
-ENDINGS: Final = (".nii.gz", ".nii")
-TEST_SHARE: Final = 0.2
-VAL_SHARE: Final = 0.1
 CT_WINDOW_HU: Final = (-200.0, 300.0)
 """To which CT is clipped before it is z-scored: soft tissue."""
 
 HIGHEST_HU: Final = 2**15 - 1
 """Beyond it values of CT were stored without a sign and overflowed."""
 
-FULL_CAP: Final = (112, 112, 96)
-REDUCED_CAP: Final = (40, 40, 24)
-REDUCED_VOXELS: Final = 64 * 48 * 32
-TINY_VOXELS: Final = 24**3
 KIND: Final = "decathlon"
 
 
@@ -90,9 +77,9 @@ class Decathlon(Source):
     def __init__(self, folder: Path, label: int | None = None) -> None:
         self.folder = folder.expanduser().resolve()
         self.label = label
-        self.facts = _read_facts(self.folder)
-        self.labels = _label_names(self.folder, self.facts)
-        self.modalities = _modalities(self.folder, self.facts)
+        self.facts = read_facts(self.folder)
+        self.labels = label_names(self.folder, self.facts)
+        self.modalities = channel_names(self.folder, self.facts)
         if label is not None and label not in self.labels:
             known = ", ".join(f"{v} ({n})" for v, n in sorted(self.labels.items()))
             raise UserError(f"{self.folder} has no label {label}. Known: {known}.")
@@ -255,9 +242,9 @@ class Decathlon(Source):
 
     def _scans(self) -> dict[str, Scan]:
         """The files of every case."""
-        labels = _volumes(self.folder / "labelsTr")
-        images = _volumes(self.folder / "imagesTr")
-        listed = _listed_cases(self.folder, self.facts)
+        labels = nifti_files(self.folder / "labelsTr")
+        images = nifti_files(self.folder / "imagesTr")
+        listed = listed_cases(self.folder, self.facts)
         bases = {name if name in labels else _without_channel(name) for name in images}
         expected = set(listed) if listed else labels.keys() | bases
         names = {case: self._image_names(case, images) for case in expected}
@@ -270,8 +257,8 @@ class Decathlon(Source):
             if missing:
                 raise UserError(
                     f"{self.folder} has no {what} of {len(missing)} of {len(expected)} cases: "
-                    f"{_some(missing)}. Get it again, or take the cases out of dataset.json and "
-                    "of both folders."
+                    f"{first_few(missing)}. Get it again, or take the cases out of dataset.json "
+                    "and of both folders."
                 )
         used = {name for case in expected for name in names[case]}
         unused = sorted(images.keys() - used)
@@ -285,7 +272,7 @@ class Decathlon(Source):
         if extra:
             raise UserError(
                 f"{self.folder} has {len(extra)} cases that dataset.json does not list: "
-                f"{_some(extra)}. List them or move them elsewhere."
+                f"{first_few(extra)}. List them or move them elsewhere."
             )
         return {
             case: Scan(tuple(images[name] for name in names[case]), labels[case])
@@ -305,12 +292,12 @@ class Decathlon(Source):
     def _read(self, scan: Scan) -> Volume:
         """One case: reoriented, normalised and checked."""
         first, label_path = scan.images[0], scan.label
-        label, affine = _read_nifti(label_path)
+        label, affine = read_canonical(label_path)
         if label.ndim != 3:
             raise UserError(f"{label_path} has {label.ndim} axes, not 3.")
         channels: list[NDArray[Any]] = []
         for path in scan.images:
-            image, image_affine = _read_nifti(path)
+            image, image_affine = read_canonical(path)
             channels += self._split_channels(image, path, alone=len(scan.images) == 1)
             if channels[-1].shape == label.shape and not np.allclose(
                 affine, image_affine, atol=1e-2
@@ -414,64 +401,6 @@ def slug(name: str) -> str:
     return text
 
 
-def draw_split(cases: Sequence[str]) -> dict[Split, tuple[str, ...]]:
-    """20 % test, 10 % validation and the rest for training, in an order drawn from seed 0.
-
-    Args:
-        cases: all case names, sorted.
-
-    Raises:
-        UserError: there are fewer than four cases.
-    """
-    if len(cases) < 4:
-        raise UserError(f"{len(cases)} cases cannot be split; at least 4 are needed.")
-    order = seeding.generator(0, "data", 0).permutation(len(cases))
-    drawn = [cases[i] for i in order]
-    n_test = max(1, round(TEST_SHARE * len(cases)))
-    n_val = round(VAL_SHARE * len(cases))
-    return {
-        "train": tuple(drawn[n_test + n_val :]),
-        "val": tuple(drawn[n_test : n_test + n_val]),
-        "test": tuple(drawn[:n_test]),
-    }
-
-
-def derive_geometry(median: Triple) -> dict[str, Geometry]:
-    """Sizes for training and evaluation that follow from the median volume.
-
-    "full" has sides that are multiples of 16, as five-level networks need, "reduced" and "tiny"
-    multiples of 8. No side exceeds the median (but 16 is the least; volumes that are smaller are
-    padded). Windows overlap by half. "reduced" holds at most 64·48·32 voxels, "tiny" 24³.
-
-    Args:
-        median: size of the median volume in voxels.
-    """
-    voxels = float(np.prod(median))
-    reduced = _shrink(voxels, REDUCED_VOXELS)
-    return {
-        "full": _overlapping(_patch(median, 16, FULL_CAP), 1.0),
-        "reduced": _overlapping(_patch(reduced_shape(median, reduced), 8, REDUCED_CAP), reduced),
-        "tiny": _overlapping((16, 16, 16), _shrink(voxels, TINY_VOXELS)),
-    }
-
-
-def _shrink(voxels: float, limit: float) -> float:
-    """The factor per axis, in hundredths, that brings a volume to a number of voxels."""
-    return 1.0 if voxels <= limit else max(0.01, int(100 * (limit / voxels) ** (1 / 3)) / 100)
-
-
-def _patch(shape: Triple, multiple: int, cap: Triple) -> Triple:
-    x, y, z = (
-        max(16, min(n // multiple * multiple, most)) for n, most in zip(shape, cap, strict=True)
-    )
-    return x, y, z
-
-
-def _overlapping(patch: Triple, scale: float) -> Geometry:
-    x, y, z = (side // 2 for side in patch)
-    return Geometry(patch=patch, stride=(x, y, z), scale=scale)
-
-
 def _is_ct(modality: str) -> bool:
     return modality.upper() == "CT"
 
@@ -491,126 +420,3 @@ def _lacking(case: str, names: Sequence[str], images: Mapping[str, Path]) -> str
     if not missing:
         return ""
     return case if len(missing) == len(names) else missing[0]
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "")
-
-
-def _read_facts(folder: Path) -> dict[str, Any]:
-    """The content of dataset.json."""
-    path = folder / "dataset.json"
-    try:
-        facts = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{folder} is not in the Medical Segmentation Decathlon layout: it has no "
-            "dataset.json. Expected are dataset.json, imagesTr/ and labelsTr/"
-            f"{seems(folder)}."
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"Cannot read {path}: {error}.") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{path} holds no JSON object.")
-    ending = facts.get("file_ending", ENDINGS[0])
-    if ending not in ENDINGS:
-        raise UserError(
-            f"{path} says that files end with {ending}. Convert them to NIfTI: {ENDINGS[0]} and "
-            f"{ENDINGS[1]} can be read."
-        )
-    return facts
-
-
-def _label_names(folder: Path, facts: Mapping[str, Any]) -> dict[int, str]:
-    """Names of the foreground labels, from {"1": name} or {name: 1} or {name: [1, 2]}."""
-    labels: dict[int, str] = {}
-    try:
-        for key, value in facts["labels"].items():
-            if str(key).isdigit():
-                labels[int(key)] = str(value)
-            elif key == "ignore":
-                raise UserError(f"{folder} has an 'ignore' label; this version cannot use it.")
-            else:
-                for number in value if isinstance(value, list) else [value]:
-                    labels.setdefault(int(number), str(key))
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(
-            f'{folder / "dataset.json"} has no valid "labels", such as {{"0": "background", '
-            '"1": "liver"}.'
-        ) from error
-    labels.pop(0, None)
-    if not labels:
-        raise UserError(f"{folder / 'dataset.json'} lists no label but the background.")
-    return labels
-
-
-def _modalities(folder: Path, facts: Mapping[str, Any]) -> list[str]:
-    """Names of the channels, under the Decathlon's or nnU-Net's key; "unknown" without any."""
-    key = "modality" if "modality" in facts else "channel_names"
-    channels = facts.get(key, {"0": "unknown"})
-    try:
-        names = {int(number): str(name) for number, name in channels.items()}
-    except (AttributeError, ValueError):
-        names = {}
-    if sorted(names) != list(range(len(channels))) or not names:
-        raise UserError(
-            f'{folder / "dataset.json"} has no valid "{key}", such as {{"0": "CT"}}: the channels '
-            "by number, from 0 on."
-        )
-    return [names[number] for number in sorted(names)]
-
-
-def _listed_cases(folder: Path, facts: Mapping[str, Any]) -> list[str]:
-    """Cases that dataset.json lists under "training"; nnU-Net v2 lists none."""
-    path = folder / "dataset.json"
-    try:
-        cases = [_stem(Path(pair["label"]).name) for pair in facts.get("training", [])]
-    except (TypeError, KeyError) as error:
-        example = '[{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]'
-        raise UserError(f'{path} has no valid "training", such as {example}.') from error
-    twice = sorted({case for case in cases if cases.count(case) > 1})
-    if twice:
-        raise UserError(f"{path} lists {len(twice)} cases twice: {_some(twice)}. List each once.")
-    return cases
-
-
-def _volumes(folder: Path) -> dict[str, Path]:
-    """The NIfTI files of a folder by name without ending; hidden files are not data."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is missing. Expected are dataset.json, imagesTr/ and labelsTr/.")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        if path.name.endswith(ENDINGS) and not path.name.startswith("."):
-            name = _stem(path.name)
-            if name in found:
-                raise UserError(f"{found[name]} and {path} are the same case. Remove one.")
-            found[name] = path
-    return found
-
-
-def _stem(name: str) -> str:
-    for ending in ENDINGS:
-        if name.endswith(ending):
-            return name.removesuffix(ending)
-    return name
-
-
-def _read_nifti(path: Path) -> tuple[NDArray[Any], NDArray[np.float64]]:
-    """Voxels and affine of a file, its axes in the order and direction R, A, S.
-
-    Voxels are of their own type where the file scales nothing, else in double precision.
-    """
-    to_canonical: Callable[[Any], Any] = nib.as_closest_canonical
-    try:
-        stored: Any = nib.load(path)
-        scales = (stored.dataobj.slope, stored.dataobj.inter) != (1, 0)
-        image = to_canonical(stored)
-        voxels = np.asarray(image.dataobj, dtype=np.float64 if scales else None)
-    except (OSError, EOFError, ValueError, zlib.error, ImageFileError) as error:
-        raise UserError(
-            f"{path} is truncated or damaged ({error}). Get it again, or take the case out of "
-            "dataset.json and of both folders."
-        ) from error
-    if voxels.dtype.kind not in "biuf":
-        raise UserError(f"{path} holds values of type {voxels.dtype}, not numbers.")
-    return voxels, np.asarray(image.affine)

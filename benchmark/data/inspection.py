@@ -29,7 +29,8 @@ from torch.nn import functional as F
 
 from benchmark.data.base import SPLITS, Dataset, Split, Volume
 from benchmark.data.links import Kind, Link, known_links
-from benchmark.data.prepared import array_sha256, problems, read_manifest
+from benchmark.data.manifest import array_sha256, read_manifest
+from benchmark.data.prepared import problems
 from results.errors import UserError
 
 SAME_IMAGE: Final = 0.95

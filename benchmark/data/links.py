@@ -14,7 +14,7 @@ from importlib import resources
 from typing import Final
 
 from benchmark.data.base import Dataset
-from benchmark.data.prepared import read_manifest
+from benchmark.data.manifest import read_manifest
 from benchmark.data.splits import read_list
 
 FOLDER: Final = "links"

@@ -10,15 +10,8 @@ from pathlib import Path
 from typing import Final, final
 
 from benchmark.data.base import SPLITS, Card, Dataset, Source, Volume
-from benchmark.data.prepared import (
-    Files,
-    Original,
-    Progress,
-    is_prepared,
-    open_prepared,
-    prepare_folder,
-    read_manifest,
-)
+from benchmark.data.manifest import is_prepared, read_manifest
+from benchmark.data.prepared import Files, Original, Progress, open_prepared, prepare_folder
 from benchmark.data.split_file import require_cases
 from benchmark.data.splits import CaseLists, choose_split, split_names
 from results.errors import UserError

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from benchmark.data.base import Dataset, Triple, Volume
-from benchmark.data.prepared import Record, read_manifest
+from benchmark.data.manifest import Record, read_manifest
 from results.errors import UserError
 
 VERSION: Final = 1

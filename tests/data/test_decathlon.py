@@ -16,7 +16,8 @@ import pytest
 
 from benchmark.data import SOURCES, decathlon, open_dataset, source_for, steps
 from benchmark.data.base import SPLITS, Dataset, Geometry
-from benchmark.data.decathlon import Decathlon, derive_geometry, draw_split
+from benchmark.data.decathlon import Decathlon
+from benchmark.data.derived import derive_geometry, draw_split
 from benchmark.data.inspection import check_prepared
 from benchmark.data.prepared import WORKERS
 from results.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 from benchmark.data import SOURCES, open_dataset
 from benchmark.data.inspection import check_prepared
 from benchmark.data.links import known_links
-from benchmark.data.prepared import read_manifest
+from benchmark.data.manifest import read_manifest
 from benchmark.data.sampling import Sampler
 from benchmark.data.volumes import load_volumes
 from results.errors import UserError

@@ -18,8 +18,8 @@ from benchmark.data.alignment import misplaced, placements
 from benchmark.data.base import Dataset
 from benchmark.data.inspection import check_prepared
 from benchmark.data.links import linked_cases
+from benchmark.data.manifest import read_manifest
 from benchmark.data.pancreas import crop_bounds, preprocess
-from benchmark.data.prepared import read_manifest
 from benchmark.data.splits import choose_split, read_list, split_names
 from benchmark.data.steps import cut, histogram_quantile, label_extent, widened, window
 from results.errors import UserError

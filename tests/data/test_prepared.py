@@ -19,7 +19,8 @@ from benchmark.data import SOURCES, open_dataset, prepared
 from benchmark.data.base import Coded, Dataset, Volume
 from benchmark.data.coding import encode, pack_image, pack_label
 from benchmark.data.inspection import check_prepared
-from benchmark.data.prepared import Original, prepare_folder, read_manifest
+from benchmark.data.manifest import array_sha256, read_manifest
+from benchmark.data.prepared import Original, prepare_folder
 from results.claims import Claim
 from results.errors import UserError
 from tests.data.made_data import LA_TEST, LA_TRAIN, Log, change_voxel, quiet, volume
@@ -301,7 +302,7 @@ def test_a_fingerprint_does_not_depend_on_how_voxels_are_stored(tmp_path, monkey
     assert not isinstance(as_is.load("a").stored, Coded)
     assert coded.fingerprint == as_is.fingerprint
     record = read_manifest(coded.folder).cases["a"]
-    assert record.image_sha256 == prepared.array_sha256(cases["a"].image)
+    assert record.image_sha256 == array_sha256(cases["a"].image)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 2}'])
@@ -353,7 +354,7 @@ def test_one_scan_in_two_splits_is_refused_at_preparation(tmp_path):
 
 def test_one_scan_in_two_splits_is_refused_when_the_dataset_is_opened(tmp_path, monkeypatch):
     with monkeypatch.context() as unguarded:
-        unguarded.setattr(prepared, "_shared_scan", lambda *_: None)
+        unguarded.setattr(prepared, "shared_scan", lambda *_: None)
         folder = dataset(tmp_path, {"a": volume(0), "b": volume(1), "c": volume(0)}).folder
     with pytest.raises(UserError, match=rf"a \(train\) and c \(test\).*remove the folder {folder}"):
         open_dataset("la", tmp_path / "root")

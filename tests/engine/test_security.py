@@ -160,19 +160,19 @@ def test_a_case_name_that_leaves_its_folder_is_refused(
     tmp_path: Path,
     canary: Path,
 ) -> None:
-    from benchmark.data import prepared
+    from benchmark.data import manifest
 
     root = tmp_path / "data"
     shutil.copytree(toy.root, root)
     (path,) = root.glob("*/manifest.json")
-    old = prepared.read_manifest(path.parent)
+    old = manifest.read_manifest(path.parent)
     raw = json.loads(path.read_text())
     victim = raw["splits"]["train"][0]
     raw["splits"]["train"][0] = name
     raw["cases"][name] = raw["cases"].pop(victim)
     splits = old.splits | {"train": (name, *old.splits["train"][1:])}
     cases = {name if k == victim else k: v for k, v in old.cases.items()}
-    raw["fingerprint"] = prepared.dataset_fingerprint(old.preprocessing, splits, cases)
+    raw["fingerprint"] = manifest.dataset_fingerprint(old.preprocessing, splits, cases)
     path.write_text(json.dumps(raw))
     with pytest.raises(UserError, match="is damaged"):
         open_dataset(str(toy.folder), root)
