@@ -69,10 +69,10 @@ def in_their_order(*parts: Encoder | Decoder) -> list[nn.Parameter]:
 
 
 @torch.no_grad()
-def fill(parameters: Iterable[nn.Parameter]) -> None:
-    """Give the n-th parameter the `waves` of phase n."""
+def fill(parameters: Iterable[nn.Parameter], phase: float = 0.0) -> None:
+    """Give the n-th parameter the `waves` of phase n + `phase`."""
     for n, parameter in enumerate(parameters):
-        parameter.copy_(waves(*parameter.shape, phase=n))
+        parameter.copy_(waves(*parameter.shape, phase=n + phase))
 
 
 def sum_and_norm(x: Tensor) -> tuple[float, float]:
