@@ -7,7 +7,7 @@ so that anyone can make them again in any language.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import zip_longest
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from benchmark.networks.vnet import Decoder, Encoder
 from methods.base import NetOutput, Term
+
+Score = Callable[[Tensor], Tensor]
 
 
 def waves(*shape: int, phase: float = 0.0) -> Tensor:
@@ -42,6 +44,18 @@ class Given(nn.Module):
 def given(*logits: Tensor) -> Given:
     """The network whose decoders have these scores, and no features."""
     return Given(*(NetOutput(x, x[:, :0]) for x in logits))
+
+
+class VoxelByVoxel(nn.Module):
+    """A network whose scores are functions of the voxel, a pair of them for each decoder."""
+
+    def __init__(self, *decoders: tuple[Score, Score]) -> None:
+        super().__init__()
+        self.decoders = decoders
+
+    def forward(self, image: Tensor) -> NetOutput | tuple[NetOutput, ...]:
+        scores = [torch.cat([score(image) for score in pair], 1) for pair in self.decoders]
+        return given(*scores)(image)
 
 
 def objective(terms: Mapping[str, Term]) -> Tensor:

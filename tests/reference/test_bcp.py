@@ -12,10 +12,18 @@ import torch
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import factory, initialise
 from benchmark.seeding import torch_generator
-from methods.base import Batch, NetOutput, Step
+from methods.base import Batch, Step
 from methods.bcp import BCP, cuboid, halves, largest_component, masked_loss
 from tests.reference import released
-from tests.reference.released import fill, in_their_order, objective, slopes, sum_and_norm, waves
+from tests.reference.released import (
+    VoxelByVoxel,
+    fill,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture
@@ -203,17 +211,6 @@ def test_the_student_has_the_size_of_the_released_v_net():
     assert sum(p.numel() for p in nets["student"].parameters()) == 9_448_866
 
 
-class VoxelByVoxel(torch.nn.Module):
-    """A network whose scores are functions of the voxel."""
-
-    def __init__(self, *scores):
-        super().__init__()
-        self.scores = scores
-
-    def forward(self, image):
-        return NetOutput(torch.cat([score(image) for score in self.scores], 1), image)
-
-
 def released_objective(step):
     """Terms and objective of four waves with labels and four without, and its gradient to them.
 
@@ -222,8 +219,8 @@ def released_objective(step):
     shape, seeded = (9, 7, 6), torch.Generator().manual_seed(3)
     assert cuboid(shape, 2 / 3, seeded).nonzero()[0].tolist() == [2, 0, 1]
     images = waves(8, 1, *shape).requires_grad_()
-    student = VoxelByVoxel(lambda x: 2 * x.sin(), lambda x: 2 * (3 * x).cos())
-    teacher = VoxelByVoxel(lambda x: x.cos() + 0.6, lambda x: (2 * x).sin())
+    student = VoxelByVoxel((lambda x: 2 * x.sin(), lambda x: 2 * (3 * x).cos()))
+    teacher = VoxelByVoxel((lambda x: x.cos() + 0.6, lambda x: (2 * x).sin()))
     terms = BCP().losses(
         torch.nn.ModuleDict({"student": student, "teacher": teacher}),
         Batch(images[:4], released.halves(4, *shape, phase=1), images[4:], {}),
