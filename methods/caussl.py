@@ -112,6 +112,8 @@ class CauSSL(Method):
     deviations: ClassVar[tuple[str, ...]] = (
         "The coefficients take one step of Adam at every step of the networks; in the release they "
         "take 60 after every 60, which is as many.",
+        "Independence begins at step 500 (CPS form) or 40 (MC form) of 5,000; in the release it "
+        "waits for the coefficients' first 60, which come at step 540 or 60.",
         "The ramp-up is a fraction of the run and rises every step; the release's rises every 150 "
         "steps.",
     )

@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from benchmark.networks import initialise
+from benchmark.networks import factory, initialise
 from benchmark.seeding import torch_generator
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.bcp import BCP, cuboid, halves, largest_component, masked_loss
+from tests.reference import released
+from tests.reference.released import (
+    VoxelByVoxel,
+    fill,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture
@@ -199,6 +209,71 @@ def test_the_authors_recipe_drops_the_rate_every_2500_steps_of_self_training():
 def test_the_student_has_the_size_of_the_released_v_net():
     nets = initialise(BCP(), 0, channels=1, width=16, levels=5, dropout=0.5)
     assert sum(p.numel() for p in nets["student"].parameters()) == 9_448_866
+
+
+def released_objective(step):
+    """Terms and objective of four waves with labels and four without, and its gradient to them.
+
+    The cuboid starts at (2, 0, 1), as the released code was made to draw it too.
+    """
+    shape, seeded = (9, 7, 6), torch.Generator().manual_seed(3)
+    assert cuboid(shape, 2 / 3, seeded).nonzero()[0].tolist() == [2, 0, 1]
+    images = waves(8, 1, *shape).requires_grad_()
+    student = VoxelByVoxel((lambda x: 2 * x.sin(), lambda x: 2 * (3 * x).cos()))
+    teacher = VoxelByVoxel((lambda x: x.cos() + 0.6, lambda x: (2 * x).sin()))
+    terms = BCP().losses(
+        torch.nn.ModuleDict({"student": student, "teacher": teacher}),
+        Batch(images[:4], released.halves(4, *shape, phase=1), images[4:], {}),
+        step,
+        seeded.manual_seed(3),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    return values, objective(terms).item(), *slopes(objective(terms), [images])
+
+
+def test_pre_training_has_the_figure_of_the_released_code():
+    """DeepMed-Lab-ECNU/BCP@7879f98, code/LA_BCP_train.py, lines 147-161, in float64."""
+    values, total, slope = released_objective(Step(1999, 17_000))
+    assert values["supervised"] == total == pytest.approx(1.04715037, rel=1e-9)
+    assert slope == pytest.approx(0.06322569126, rel=1e-9)
+
+
+def test_self_training_has_the_figure_of_the_released_code():
+    """The same, lines 235-257; its two regions alone by weights of 1 and 0 in its mix_loss."""
+    values, total, slope = released_objective(Step(2000, 17_000))
+    assert values["supervised"] == pytest.approx(2.056201204, rel=1e-9)
+    assert values["pseudo"] == pytest.approx(1.585566844, rel=1e-9)
+    assert (total, slope) == pytest.approx((2.848984626, 0.1572697507), rel=1e-9)
+
+
+def test_pseudo_labels_have_the_figure_of_the_released_code():
+    """The same, get_cut_mask of the teacher: the largest components have 54 and 88 voxels."""
+    u = waves(8, 1, 9, 7, 6)[4:, 0]
+    above = (2 * u).sin() >= u.cos() + 0.6
+    kept = largest_component(above).flatten(1).sum(1)
+    assert (kept[:2].sum().item(), kept[2:].sum().item()) == (54, 88)
+    assert all(kept < above.flatten(1).sum(1))
+
+
+def test_the_teacher_has_the_figure_of_the_released_code():
+    """The same, code/utils/BCP_utils.py, update_ema_variables, three times with 0.99."""
+    nets = torch.nn.ModuleDict({name: torch.nn.Linear(5, 3) for name in ("teacher", "student")})
+    for phase, parameter in enumerate(nets.double().parameters()):
+        parameter.data = waves(*parameter.shape, phase=phase)
+    for index in (2000, 2001, 2002):
+        BCP().after_step(nets, Step(index, 17_000))
+    weight, bias = nets["teacher"].parameters()
+    assert (weight.sum() + bias.sum()).item() == pytest.approx(8.439000699, rel=1e-9)
+    assert weight.norm().item() == pytest.approx(5.316242872, rel=1e-9)
+
+
+def test_the_network_has_the_figure_of_the_released_code():
+    """The same, code/networks/VNet.py, VNet without its projection heads."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)().double()
+    fill(in_their_order(net.encoder, net.decoder))
+    with torch.no_grad():
+        logits = net(waves(2, 1, 16, 32, 16)).logits
+    assert sum_and_norm(logits) == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
 
 
 @pytest.mark.parametrize(

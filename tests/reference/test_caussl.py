@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from benchmark.networks import initialise
+from benchmark.networks import factory, initialise
 from benchmark.seeding import seeded_torch
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.caussl import (
     CauSSLCPS,
     CauSSLMC,
@@ -20,6 +20,16 @@ from methods.caussl import (
     dependence,
 )
 from methods.common import mutual_consistency
+from tests.reference.released import (
+    fill,
+    given,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 FORMS = pytest.mark.parametrize("form", [CauSSLCPS, CauSSLMC])
 
@@ -298,6 +308,119 @@ def test_the_authors_recipe_drops_the_rate_after_2500_of_5000_steps():
     recipe = CauSSLMC.authors
     rates = [recipe.learning_rate_at(Step(i, recipe.steps)) for i in (0, 2499, 2500, 4999)]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(
+    ("form", "index", "values", "total", "slope"),
+    [
+        (CauSSLCPS, 450, [1.8643617, 1.291502865], 1.864899041, [1.778571165e-05, 1.797841762e-05]),
+        (CauSSLMC, 0, [2.527970498, 1.300234526], 2.528846589,
+         [1.666774222e-05, 5.356855236e-06, 1.677388575e-05]),
+    ],
+)  # fmt: skip
+def test_the_base_method_has_the_figure_of_the_released_code(form, index, values, total, slope):
+    """JuzhengMiao/CauSSL@23b1904, train_CT_CPSCauSSL.py 221-260, train_CT_MCCauSSL.py 192-242.
+
+    Before independence begins; the gradients are those to the scores of unlabelled volumes.
+    """
+    scores = [waves(4, 2, 6, 5, 4, phase=k) for k in range(len(slope))]
+    unlabelled = [x[2:].clone().requires_grad_() for x in scores]
+    outputs = [torch.cat([x[:2], u]) for x, u in zip(scores, unlabelled, strict=True)]
+    nets = {"student": given(*outputs)}
+    if form is CauSSLCPS:
+        nets = {"first": given(outputs[0]), "second": given(outputs[1])}
+    image = torch.zeros(2, 1, 6, 5, 4)
+    batch = Batch(image, halves(2, 6, 5, 4), image, {})
+    method = form(**form.with_authors)
+    terms = method.losses(torch.nn.ModuleDict(nets), batch, Step(index, 5000), torch.Generator())
+    assert [term.value.item() for term in terms.values()] == pytest.approx(values, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(total, rel=1e-9)
+    assert slopes(objective(terms), unlabelled) == pytest.approx(slope, rel=1e-9)
+
+
+def widths_of_two(method):
+    """The method's networks with two filters, in float64 and without dropout."""
+    build = factory(0, channels=1, width=2, levels=5, dropout=0.0)
+    return method.init(build).double()
+
+
+def released_terms(method, nets):
+    """The terms of four waves at step 3,000, the objective, and the slopes to the coefficients."""
+    x, y = waves(4, 1, 16, 16, 16), halves(2, 16, 16, 16)
+    batch = Batch(x[:2], y, x[2:], {})
+    terms = method.losses(nets, batch, Step(3000, 5000), torch.Generator())
+    to_coefficients = [
+        math.hypot(*slopes(terms["dependence"].value, list(branch.parameters())))
+        for branch in nets["coefficients"]
+    ]
+    return terms, objective(terms), to_coefficients
+
+
+def test_the_cps_form_has_the_figure_of_the_released_code():
+    """The same lines, and l_correlation_cos_mean of utils/losses.py, on two networks."""
+    method = CauSSLCPS(**CauSSLCPS.with_authors)
+    nets = widths_of_two(method)
+    for k, name in enumerate(("first", "second")):
+        theirs = in_their_order(nets[name].encoder, nets[name].decoder)
+        fill(theirs, phase=k / 2)
+        place = [id(kernel) for kernel in convolutions(nets[name])]
+        own = list(nets["coefficients"][k].parameters())
+        fill((own[place.index(id(p))] for p in theirs if p.dim() == 5), phase=(k + 1) / 2)
+    terms, total, to_coefficients = released_terms(method, nets)
+    assert terms["independence"].value.item() == pytest.approx(0.2646693778, rel=1e-9)
+    assert total.item() == pytest.approx(3.634958045, rel=1e-9)
+    assert to_coefficients == pytest.approx([0.01909869142, 0.03799216291], rel=1e-8)
+    found = [math.hypot(*slopes(total, list(nets[name].parameters()))) for name in nets][:2]
+    assert found == pytest.approx([0.966382292, 0.7994332321], rel=1e-8)
+
+
+@torch.no_grad()
+def fill_as_released(net):
+    """Fill a three-decoder V-Net so that it is the release's VNet_mct, without unused blocks.
+
+    Its 1x1x1 convolution before interpolation is a 3x3x3 one after it that is zero but for its
+    centre, for interpolation is linear and its weights have the sum 1.
+    """
+    decoders = net.transposed, net.trilinear, net.nearest
+    fill(in_their_order(net.encoder, *decoders))
+    wide = [up[1][0].weight for decoder in decoders[1:] for up in decoder.ups]
+    for n, parameter in enumerate(in_their_order(net.encoder, *decoders)):
+        if any(parameter is kernel for kernel in wide):
+            parameter.zero_()
+            parameter[..., 1:2, 1:2, 1:2] = waves(*parameter.shape[:2], 1, 1, 1, phase=n)
+
+
+def test_the_mc_form_has_the_figure_of_the_released_code():
+    """The same lines, l_correlation_cos_mean_mct* of utils/losses.py, networks/vnet.py VNet_mct.
+
+    For decoder 3 the release has the kernels of decoder 2 before those of decoder 1.
+    """
+    method = CauSSLMC(**CauSSLMC.with_authors, variant="released")
+    nets = widths_of_two(method)
+    net = nets["student"]
+    fill_as_released(net)
+    for k, branch in enumerate(nets["coefficients"]):
+        fill(branch, phase=(k + 1) / 2)
+    for a in nets["coefficients"][2]:
+        a.data = torch.cat(a.data.chunk(2, 1)[::-1], 1)
+    with torch.no_grad():
+        found = [sum_and_norm(x.logits) for x in net(waves(4, 1, 16, 16, 16))]
+    assert found[0] == pytest.approx((-102297.6978, 871.3922448), rel=1e-9)
+    assert found[1] == pytest.approx((96306.92809, 608.591197), rel=1e-9)
+    assert found[2] == pytest.approx((-131771.5783, 903.1280053), rel=1e-9)
+
+    terms, total, to_coefficients = released_terms(method, nets)
+    assert terms["independence"].value.item() == pytest.approx(0.384768624, rel=1e-9)
+    assert total.item() == pytest.approx(4.078499501, rel=1e-9)
+    expected = [0.05440019606, 0.08020799168, 0.01718594557]
+    assert to_coefficients == pytest.approx(expected, rel=1e-8)
+    parts = [list(net.encoder.parameters())]
+    parts += [
+        [*decoder.blocks.parameters(), *decoder.output.parameters()]
+        for decoder in (net.transposed, net.trilinear, net.nearest)
+    ]
+    expected = [0.08693046735, 0.9887575619, 0.2689037176, 0.1284005373]
+    assert [math.hypot(*slopes(total, part)) for part in parts] == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,21 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
+from benchmark.networks import factory
 from benchmark.seeding import torch_generator
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.ccnet import CCNet, mix_halves, mixed_loss
+from tests.reference.released import (
+    VoxelByVoxel,
+    fill,
+    given,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture(scope="module")
@@ -88,20 +100,6 @@ def test_the_mixed_loss_is_half_cross_entropy_half_dice(released):
     assert mixed_loss(logits, label, released=released).item() == pytest.approx(expected)
 
 
-def wave(*shape, step):
-    """The sine of step, 2 step, 3 step, ...: the same numbers everywhere."""
-    count = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
-    return torch.sin(step * count).view(shape)
-
-
-def test_the_released_code_gives_the_same_for_the_same_tensors():
-    """0.539459931409: train_DACNet_3d.py of Oubit1/DACNet (3b50758), the loss of a mixed volume."""
-    logits = 2 * wave(1, 2, 3, 4, 2, step=0.7)
-    label = (wave(1, 3, 4, 2, step=0.5) > 0).long()
-    found = mixed_loss(logits, label, released=True)
-    assert found.item() == pytest.approx(0.539459931409, rel=1e-10)
-
-
 def test_the_released_variant_takes_the_softmax_of_probabilities():
     batch = make_batch(CCNet(), 0)
     fixed, released = (
@@ -152,6 +150,54 @@ def test_the_main_predictor_is_the_decoder_with_all_skips(learner):
     assert set(found) == {"main", "decoder2", "decoder3", "mean"}
     expected = net.full(net.encoder(image)).logits.softmax(1)
     torch.testing.assert_close(found["main"](image), expected)
+
+
+def at_step_3000(method, student, image, label, rng=None):
+    """The terms of two labelled and two unlabelled volumes at step 3,000 of 10,000."""
+    batch = Batch(image[:2], label, image[2:], {})
+    nets = torch.nn.ModuleDict({"student": student})
+    return method.losses(nets, batch, Step(3000, 10_000), rng or torch.Generator())
+
+
+def test_terms_weights_and_gradients_have_the_figure_of_the_released_code():
+    """Cuthbert-Huang/CC-Net@412a5e0, code/train_ccnet_3d_v1.py, lines 141-172."""
+    scores = [waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in range(3)]
+    method = CCNet(**CCNet.with_authors)
+    image, label = torch.zeros(4, 1, 6, 5, 4), halves(2, 6, 5, 4)
+    terms = at_step_3000(method, given(*scores), image, label)
+    assert terms["supervised"].value.item() == pytest.approx(1.676730088, rel=1e-9)
+    assert terms["consistency"].value.item() == pytest.approx(1.668588824, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(0.9810777285, rel=1e-9)
+    expected = [0.02107533949, 0.01161211404, 0.01835349573]
+    assert slopes(objective(terms), scores) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mixing_has_the_figure_of_the_released_code():
+    """Oubit1/DACNet@3b50758, code/train_DACNet_3d.py, lines 159-206, with three decoders.
+
+    The box starts at (1, 2, 1), as the released code was made to draw it too.
+    """
+    image, label = waves(4, 1, 9, 7, 6).requires_grad_(), halves(2, 9, 7, 6, phase=1)
+    drawn = torch.Generator().manual_seed(3)
+    which = torch.arange(2).view(2, 1, 1, 1).expand_as(label)
+    assert mix_halves(image[:2], which, 2 / 3, drawn)[1][0].nonzero()[0].tolist() == [1, 2, 1]
+    three = [(lambda x, k=k: (k * x).sin(), lambda x, k=k: (k * x).cos()) for k in (1, 2, 3)]
+    method = CCNet(**CCNet.with_authors, mixing=1.9, variant="released")
+    terms = at_step_3000(method, VoxelByVoxel(*three), image, label, drawn.manual_seed(3))
+    assert objective(terms).item() == pytest.approx(2.002040038, rel=1e-9)
+    assert slopes(objective(terms), [image]) == pytest.approx([0.04806055785], rel=1e-9)
+
+
+def test_the_decoders_have_the_figure_of_the_released_code():
+    """Cuthbert-Huang/CC-Net@412a5e0, code/networks/VNet.py, CCNet3d_V1."""
+    build = factory(0, channels=1, width=2, levels=5, dropout=0.0)
+    net = build("vnet-three-decoders-complementary").double()
+    fill(in_their_order(net.encoder, net.full, net.even, net.odd))
+    with torch.no_grad():
+        full, even, odd = (sum_and_norm(x.logits) for x in net(waves(2, 1, 16, 32, 16)))
+    assert full == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
+    assert even == pytest.approx((96754.01764, 631.3955568), rel=1e-9)
+    assert odd == pytest.approx((-123884.0408, 941.3065738), rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,20 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import Step
+from benchmark.networks import factory
+from methods.base import Batch, Step
 from methods.common import linear_dice_loss, mutual_consistency
 from methods.mcnet import MCNet, MCNetPlus
+from tests.reference.released import (
+    fill,
+    given,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture(scope="module", params=[MCNet, MCNetPlus], ids=lambda c: c.name)
@@ -125,6 +136,54 @@ def test_the_authors_train_15000_steps_at_a_constant_rate(learner):
     recipe = learner.method.authors
     rates = [recipe.learning_rate_at(Step(i, recipe.steps)) for i in (0, 7_500, 14_999)]
     assert (recipe.steps, rates) == (15_000, [0.01, 0.01, 0.01])
+
+
+RELEASED = {
+    "mcnet": {
+        "supervised": 1.207352694,
+        "consistency": 0.3945754044,
+        "objective": 0.7167240932,
+        "slopes": [0.01392438074, 0.0127448364],
+    },
+    "mcnetp": {
+        "supervised": 1.676730088,
+        "consistency": 1.668588824,
+        "objective": 1.316423746,
+        "slopes": [0.02266765268, 0.01394141229, 0.01895572414],
+    },
+}
+"""ycwu1997/MC-Net@fee453c, code/train_mcnet_3d.py, lines 134-165, run as iteration 3,001."""
+
+
+@pytest.mark.parametrize("form", [MCNet, MCNetPlus])
+def test_terms_weights_and_gradients_have_the_figure_of_the_released_code(form):
+    method, figure = form(**form.with_authors), RELEASED[form.name]
+    logits = [waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in range(form.decoders)]
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = method.losses(
+        torch.nn.ModuleDict({"student": given(*logits)}),
+        Batch(image, halves(2, 6, 5, 4), image, {}),
+        Step(3000, form.authors.steps),
+        torch.Generator(),
+    )
+    for name in ("supervised", "consistency"):
+        assert terms[name].value.item() == pytest.approx(figure[name], rel=1e-9)
+    assert objective(terms).item() == pytest.approx(figure["objective"], rel=1e-9)
+    assert slopes(objective(terms), logits) == pytest.approx(figure["slopes"], rel=1e-9)
+
+
+def test_the_decoders_have_the_figure_of_the_released_code():
+    """ycwu1997/MC-Net@fee453c, code/networks/VNet.py, MCNet3d_v2; v1 is its first two decoders."""
+    released = (-102449.0057, 871.7926307), (96720.76538, 653.5032356), (-125620.0996, 970.7746492)
+    build = factory(0, channels=1, width=2, levels=5, dropout=0.0)
+    for form, parts in ((MCNet, ("transposed", "trilinear")),
+                        (MCNetPlus, ("transposed", "trilinear", "nearest"))):  # fmt: skip
+        net = build(form.network).double()
+        fill(in_their_order(net.encoder, *(getattr(net, part) for part in parts)))
+        with torch.no_grad():
+            outputs = net(waves(2, 1, 16, 32, 16))
+        for output, figures in zip(outputs, released[: form.decoders], strict=True):
+            assert sum_and_norm(output.logits) == pytest.approx(figures, rel=1e-9)
 
 
 def test_main_is_decoder_1_and_the_others_are_there_too(learner):

@@ -8,8 +8,19 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import NetOutput, Step
+from benchmark.networks import factory
+from methods.base import Batch, NetOutput, Step
 from methods.mrpl import MRPL, mutual_learning, reliability
+from tests.reference.released import (
+    Given,
+    fill,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 def output(seed, shape=(2, 3, 2), features=4):
@@ -96,21 +107,6 @@ def test_only_the_student_learns_and_the_same_output_teaches_nothing():
     assert mutual_learning(student, student).item() == 0.0
 
 
-def wave(*shape, step):
-    """The sine of step, 2 step, 3 step, ...: the same numbers everywhere."""
-    count = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
-    return torch.sin(step * count).view(shape)
-
-
-def test_the_released_code_gives_the_same_for_the_same_tensors():
-    """1.952488617: code/train_Mutual_Reliable.py, lines 160-198, of the authors (5ca2d87)."""
-    scores = [3 * wave(2, 2, 3, 2, 2, step=k) for k in (0.7, 1.3)]
-    features = wave(2, 4, 3, 2, 2, step=0.9).abs(), wave(2, 4, 3, 2, 2, step=1.9) + 0.5
-    first, second = (NetOutput(z, f) for z, f in zip(scores, features, strict=True))
-    both = mutual_learning(first, second) + mutual_learning(second, first)
-    assert both.item() == pytest.approx(1.952488617, rel=1e-7)
-
-
 @pytest.fixture(scope="module")
 def learner():
     """A network that has learnt something, with dropout off."""
@@ -153,6 +149,41 @@ def test_the_predictors_are_the_decoders_and_the_mean_of_their_probabilities(lea
 def test_the_authors_rate_never_falls():
     assert MRPL.authors.steps == 15_000
     assert MRPL.authors.learning_rate_at(Step(14_999, 15_000)) == 0.01
+
+
+def test_terms_weights_and_gradients_have_the_figure_of_the_released_code():
+    """Jiawei0o0/mutual-learning-with-reliable-pseudo-labels@5ca2d87,
+    code/train_Mutual_Reliable.py, lines 144-205, as iteration 3,001 of 15,000.
+
+    It counts the voxels of the gate in float32, where 1e-6 more is nothing.
+    """
+    scores = [waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in range(2)]
+    features = [waves(4, 3, 6, 5, 4, phase=2 + k) for k in range(2)]
+    student = Given(*map(NetOutput, scores, features))
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = MRPL(**MRPL.with_authors).losses(
+        torch.nn.ModuleDict({"student": student}),
+        Batch(image, halves(2, 6, 5, 4), image, {}),
+        Step(3000, 15_000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(1.207352694, rel=1e-9)
+    assert terms["mutual"].value.item() == pytest.approx(0.475037359, rel=1e-8)
+    assert objective(terms).item() == pytest.approx(0.7397768292, rel=1e-8)
+    expected = [0.01149058625, 0.01102493154]
+    assert slopes(objective(terms), scores) == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_decoders_have_the_figure_of_the_released_code():
+    """The same, code/networks/VNet.py, Mine3d_v1 in training: scores, and what they are made of."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet-two-decoders").double()
+    fill(in_their_order(net.encoder, net.transposed, net.nearest))
+    with torch.no_grad():
+        first, second = net(waves(2, 1, 16, 32, 16))
+    assert sum_and_norm(first.logits) == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
+    assert sum_and_norm(second.logits) == pytest.approx((97028.77297, 648.3462996), rel=1e-9)
+    assert sum_and_norm(first.features) == pytest.approx((63876.17355, 440.6025466), rel=1e-9)
+    assert sum_and_norm(second.features) == pytest.approx((12211.51406, 177.3361903), rel=1e-9)
 
 
 @pytest.mark.parametrize(
