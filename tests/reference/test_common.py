@@ -302,7 +302,7 @@ def test_a_choice_that_is_none_is_refused_with_those_there_are():
     ],
     ids=["dice_loss", "dice_loss1", "CrossEntropyLoss", "with dice_loss", "with DiceLoss(2)"],
 )
-def test_losses_have_the_figures_of_the_released_code(loss, figure, slope):
+def test_losses_have_the_figure_of_the_released_code(loss, figure, slope):
     """HiLab-git/SSL4MIS@06df604, code/utils/losses.py; the last two are means of the two losses."""
     logits = waves(2, 2, 6, 5, 4).requires_grad_()
     value = loss(logits, halves(2, 6, 5, 4, phase=9))
@@ -310,13 +310,13 @@ def test_losses_have_the_figures_of_the_released_code(loss, figure, slope):
     assert slopes(value, [logits]) == pytest.approx([slope], rel=1e-9)
 
 
-def test_entropy_has_the_figures_of_the_released_code():
+def test_entropy_has_the_figure_of_the_released_code():
     """HiLab-git/SSL4MIS@06df604, code/utils/losses.py, entropy_map."""
     entropy = predictive_entropy(waves(2, 2, 6, 5, 4).softmax(1))
     assert sum_and_norm(entropy) == pytest.approx((108.3127646, 7.675308185), rel=1e-9)
 
 
-def test_the_rampup_has_the_figures_of_the_released_code():
+def test_the_rampup_has_the_figure_of_the_released_code():
     """HiLab-git/SSL4MIS@06df604, code/utils/ramps.py, sigmoid_rampup of length 40."""
     found = [sigmoid_rampup(t, 40) for t in (0, 7, 20, 39, 40, 50)]
     figures = [0.006737946999, 0.03326914128, 0.2865047969, 0.9968798777, 1, 1]
@@ -334,7 +334,7 @@ def test_the_rampup_has_the_figures_of_the_released_code():
         (5000, [4.827299448, 3.149275492]),
     ],
 )
-def test_the_moving_average_has_the_figures_of_the_released_code(step, figures):
+def test_the_moving_average_has_the_figure_of_the_released_code(step, figures):
     """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, update_ema_variables.
 
     That of yulequan/UA-MT@88ed29a and YichiZhang98/UG-MCL@7071810 is the same.
@@ -345,7 +345,7 @@ def test_the_moving_average_has_the_figures_of_the_released_code(step, figures):
     assert [p.norm().item() for p in average.parameters()] == pytest.approx(figures, rel=1e-9)
 
 
-def test_noise_has_the_figures_of_the_released_code(monkeypatch):
+def test_noise_has_the_figure_of_the_released_code(monkeypatch):
     """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, lines 140-142, waves drawn."""
     monkeypatch.setattr(torch, "randn", lambda shape, **_: waves(*shape))
     image = waves(2, 1, 6, 5, 4, phase=3)

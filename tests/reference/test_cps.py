@@ -112,7 +112,7 @@ def test_predictors_are_either_network_and_their_mean(learner):
         (15_000, 0.02865047969, 1.44588634, [0.03282266824, 0.03694424631]),
     ],
 )
-def test_the_objective_has_the_figures_of_the_released_code(step, weight, loss, norms):
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, norms):
     """HiLab-git/SSL4MIS@06df604, code/train_cross_pseudo_supervision_3D.py, lines 151-177.
 
     Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.

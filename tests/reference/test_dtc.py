@@ -114,7 +114,7 @@ def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
         (3000, 0.2865047969, 0.9913382271, [0.01696257663, 2.446780552]),
     ],
 )
-def test_the_objective_has_the_figures_of_the_released_code(step, weight, loss, norms):
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, norms):
     """HiLab-git/DTC@2525b9c, code/train_la_dtc.py, lines 167-191; its distances are float32."""
     score = waves(4, 1, 6, 5, 4).requires_grad_()
     distance = (1e-3 * waves(4, 1, 6, 5, 4, phase=1)).requires_grad_()
@@ -134,7 +134,7 @@ def test_the_objective_has_the_figures_of_the_released_code(step, weight, loss, 
     assert slopes(objective(terms), [score, distance]) == pytest.approx(norms, rel=1e-6)
 
 
-def test_the_network_has_the_figures_of_the_released_code():
+def test_the_network_has_the_figure_of_the_released_code():
     """HiLab-git/DTC@2525b9c, code/networks/vnet_sdf.py, VNet; SASSNet's is the same.
 
     Its segmentation head has one channel, and so it has here.
@@ -149,7 +149,7 @@ def test_the_network_has_the_figures_of_the_released_code():
     assert sum_and_norm(output.logits) == pytest.approx((-135301.9006, 1172.271532), rel=1e-9)
 
 
-def test_distances_of_a_box_at_the_border_and_of_a_voxel_have_the_figures_of_the_released_code():
+def test_distances_of_a_box_at_the_border_and_of_a_voxel_have_the_figure_of_the_released_code():
     """HiLab-git/DTC@2525b9c, code/utils/util.py, compute_sdf; SASSNet's is the same."""
     label = torch.zeros(2, 7, 8, 9, dtype=torch.int64)
     label[0, :5, 2:7, 3:] = 1

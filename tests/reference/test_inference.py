@@ -100,7 +100,7 @@ def test_windows_one_at_a_time_equal_the_fields_loop_to_the_last_bit(
     ],
     ids=["overlapping", "padded"],
 )
-def test_a_volume_has_the_figures_of_the_released_code(
+def test_a_volume_has_the_figure_of_the_released_code(
     shape: Triple, norm: float, voxels: int, touched: float
 ) -> None:
     """yulequan/UA-MT@88ed29a, code/test_util.py, test_single_case, with a convolution as network.

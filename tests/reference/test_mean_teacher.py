@@ -111,7 +111,7 @@ def test_the_teacher_predictor_is_the_teacher(learner):
         (15_000, 0.02865047969, 0.6210092929, 0.03280153468),
     ],
 )
-def test_the_objective_has_the_figures_of_the_released_code(step, weight, loss, slope):
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, slope):
     """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, lines 136-158.
 
     Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.

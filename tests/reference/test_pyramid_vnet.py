@@ -67,7 +67,7 @@ def test_a_coarser_output_is_a_convolution_of_its_level_enlarged_trilinearly():
         (8, (121613.3535, 689.1017253)),
     ],
 )
-def test_a_head_has_the_figures_of_the_released_code(factor, figures):
+def test_a_head_has_the_figure_of_the_released_code(factor, figures):
     """HiLab-git/SSL4MIS@06df604, code/networks/utils.py, UnetDsv3 from 3 channels to 2."""
     head = Head(2, width=3, factor=factor, dropout=0.0, distance_head=False).double()
     fill(head.parameters())

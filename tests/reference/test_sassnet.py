@@ -160,7 +160,7 @@ def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
         (5850, 0.01495319817, 0.926441089, 0.005211117665),
     ],
 )
-def test_both_players_have_the_figures_of_the_released_code(step, weight, loss, slope):
+def test_both_players_have_the_figure_of_the_released_code(step, weight, loss, slope):
     """kleinzcy/SASSnet@1761aa8, code/train_gan_sdfloss.py, lines 147-197, with 8 labelled volumes.
 
     Its critic (code/networks/discriminator.py, FC3DDiscriminator) has 4 filters here, no dropout,

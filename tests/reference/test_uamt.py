@@ -113,7 +113,7 @@ def test_the_teacher_moves_as_a_mean_teacher():
         torch.testing.assert_close(new, 0.5 * old + 0.5 * source)
 
 
-def test_the_network_has_the_figures_of_the_released_code():
+def test_the_network_has_the_figure_of_the_released_code():
     """yulequan/UA-MT@88ed29a, code/networks/vnet.py, VNet with batch normalisation, 2 filters."""
     net = factory(0, channels=1, width=2, levels=5, dropout=0.0)().double()
     fill(in_their_order(net.encoder, net.decoder))
@@ -137,7 +137,7 @@ def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
     ],
     ids=["40 of 240 voxels are sure", "61 are", "228 are"],
 )
-def test_the_objective_has_the_figures_of_the_released_code(step, distance, weight, loss, slope):
+def test_the_objective_has_the_figure_of_the_released_code(step, distance, weight, loss, slope):
     """yulequan/UA-MT@88ed29a, code/train_LA_meanteacher_certainty_unlabel.py, lines 140-177."""
     logits = waves(4, 2, 6, 5, 4).requires_grad_()
     goal = waves(2, 2, 6, 5, 4, phase=1)

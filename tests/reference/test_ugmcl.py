@@ -183,7 +183,7 @@ def released_terms(method, output, step):
         (15_000, 2 * 0.1188013565, 0.02865047969, 1.512482194, 3.076810182),
     ],
 )
-def test_released_has_the_figures_of_the_released_code(step, within, weight, loss, slope):
+def test_released_has_the_figure_of_the_released_code(step, within, weight, loss, slope):
     """YichiZhang98/UG-MCL@7071810, code/train_UGMCL_3D.py, lines 139-184.
 
     Its consistency within the task is halved before it is weighted. What its network gives as
@@ -212,7 +212,7 @@ def test_released_has_the_figures_of_the_released_code(step, within, weight, los
         (15_000, 0.9974632333, 0.03274621141, 9.879183926),
     ],
 )
-def test_fixed_has_the_figures_of_the_released_code(step, loss, of_scores, of_distance):
+def test_fixed_has_the_figure_of_the_released_code(step, loss, of_scores, of_distance):
     """The same lines, given (-z, z) for the two distances; they have no regression of it."""
     logits = waves(4, 2, 6, 5, 4).requires_grad_()
     distance = (1e-3 * waves(4, 1, 6, 5, 4, phase=8)).requires_grad_()

@@ -134,7 +134,7 @@ def test_main_is_the_finest_level_and_mean_that_of_all(learner):
         (59_850, 0.09999687505, 0.8775704046, 0.01835316201),
     ],
 )
-def test_the_objective_has_the_figures_of_the_released_code(step, weight, loss, slope):
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, slope):
     """HiLab-git/SSL4MIS@06df604, the 3D trainer of this method, lines 128-203, of two classes.
 
     Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.
