@@ -74,6 +74,8 @@ class CPS(Method):
         "initialises one after Kaiming and one after Xavier.",
         "Dice counts the foreground, as in the other methods here; that of SSL4MIS averages "
         "foreground and background.",
+        "The ramp-up is a fraction of the run and rises every step; that of SSL4MIS rises every "
+        "150 steps.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     sizes: ClassVar[Mapping[str, int]] = {"first": 9_448_866, "second": 9_448_866}

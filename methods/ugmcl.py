@@ -28,7 +28,8 @@ second head predicts it. That head needs a target beside the Dice of s, whose gr
 unless z is within a few hundredths of 0: without ``sdf`` it stays where it began, and ``cross``
 pulls the segmentation there. ``variant=released`` shares the scores, compares both classes, and has
 no ``sdf``. The paper says that uncertainty guides both consistencies; the release has the mask of
-``cross`` commented out. ``guided=true`` has it, with the mean over the sure voxels.
+``cross`` commented out, in a line that would only halve the term, since it averages before it
+masks. ``guided=true`` has the mask, with the mean over the sure voxels.
 
 Followed is the released code for brain tumours, where the ramp-up lasted the whole run of 30,000
 steps (``rampup=1``). There the network is a 3D U-Net; here it is the V-Net, of 9,448,883

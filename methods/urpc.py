@@ -73,6 +73,8 @@ class URPC(Method):
         "Dice counts the foreground, as in the other methods here; the release's averages "
         "foreground and background.",
         "The ramp-up rises every step; the release's every 150 steps.",
+        "With the `authors` recipe each step has the rate of its own place in the run; in the "
+        "release it has that of the step before.",
         "Logarithms are taken before the softmax rounds to zero, where the release can give "
         "infinity.",
     )

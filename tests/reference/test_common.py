@@ -10,6 +10,7 @@ from torch import nn
 
 from methods.base import NetOutput
 from methods.common import (
+    both_classes_loss,
     check_choice,
     check_range,
     class_means,
@@ -18,15 +19,18 @@ from methods.common import (
     dice_loss,
     ema_,
     frozen,
+    linear_dice_loss,
     masked_dice_loss,
     mean_of_passes,
     mean_predictor,
     noisy,
+    predictive_entropy,
     predictor,
     sigmoid_rampup,
     supervised_loss,
     warm_decay,
 )
+from tests.reference.released import fill, halves, slopes, sum_and_norm, waves
 
 
 @pytest.fixture
@@ -285,3 +289,67 @@ def test_a_choice_that_is_none_is_refused_with_those_there_are():
     check_choice("variant", "fixed", ("fixed", "released"))
     with pytest.raises(ValueError, match="variant='x'; known: fixed, released"):
         check_choice("variant", "x", ("fixed", "released"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "figure", "slope"),
+    [
+        (lambda z, t: dice_loss(z.softmax(1)[:, 1], t), 0.4097421136, 0.02125453031),
+        (lambda z, t: linear_dice_loss(z.softmax(1)[:, 1], t, 1e-5), 0.5173161394, 0.01761197268),
+        (lambda z, t: cross_entropy(z, t).mean(), 0.820411266, 0.0475248642),
+        (supervised_loss, 0.6150766898, 0.03279980997),
+        (both_classes_loss, 0.5775633396, 0.03177472783),
+    ],
+    ids=["dice_loss", "dice_loss1", "CrossEntropyLoss", "with dice_loss", "with DiceLoss(2)"],
+)
+def test_losses_have_the_figure_of_the_released_code(loss, figure, slope):
+    """HiLab-git/SSL4MIS@06df604, code/utils/losses.py; the last two are means of the two losses."""
+    logits = waves(2, 2, 6, 5, 4).requires_grad_()
+    value = loss(logits, halves(2, 6, 5, 4, phase=9))
+    assert value.item() == pytest.approx(figure, rel=1e-9)
+    assert slopes(value, [logits]) == pytest.approx([slope], rel=1e-9)
+
+
+def test_entropy_has_the_figure_of_the_released_code():
+    """HiLab-git/SSL4MIS@06df604, code/utils/losses.py, entropy_map."""
+    entropy = predictive_entropy(waves(2, 2, 6, 5, 4).softmax(1))
+    assert sum_and_norm(entropy) == pytest.approx((108.3127646, 7.675308185), rel=1e-9)
+
+
+def test_the_rampup_has_the_figure_of_the_released_code():
+    """HiLab-git/SSL4MIS@06df604, code/utils/ramps.py, sigmoid_rampup of length 40."""
+    found = [sigmoid_rampup(t, 40) for t in (0, 7, 20, 39, 40, 50)]
+    figures = [0.006737946999, 0.03326914128, 0.2865047969, 0.9968798777, 1, 1]
+    assert found == pytest.approx(figures, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("step", "figures"),
+    [
+        (0, [4.904199092, 0.8799395221]),
+        (1, [2.64513361, 1.459855084]),
+        (7, [4.066998839, 2.741606843]),
+        (98, [4.826602354, 3.148916045]),
+        (99, [4.827299448, 3.149275492]),
+        (5000, [4.827299448, 3.149275492]),
+    ],
+)
+def test_the_moving_average_has_the_figure_of_the_released_code(step, figures):
+    """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, update_ema_variables.
+
+    That of yulequan/UA-MT@88ed29a and YichiZhang98/UG-MCL@7071810 is the same.
+    """
+    average, source = nn.Linear(4, 3).double(), nn.Linear(4, 3).double()
+    fill([*average.parameters(), *source.parameters()])
+    ema_(average, source, warm_decay(step, 0.99))
+    assert [p.norm().item() for p in average.parameters()] == pytest.approx(figures, rel=1e-9)
+
+
+def test_noise_has_the_figure_of_the_released_code(monkeypatch):
+    """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, lines 140-142, waves drawn."""
+    monkeypatch.setattr(torch, "randn", lambda shape, **_: waves(*shape))
+    image = waves(2, 1, 6, 5, 4, phase=3)
+    disturbed = noisy(image, 0.1, 0.2, torch.Generator())
+    figures = (6.117033595, 2.19647549)
+    assert sum_and_norm(disturbed - image) == pytest.approx(figures, rel=1e-9)
+    assert disturbed.norm().item() == pytest.approx(19.81073206, rel=1e-9)

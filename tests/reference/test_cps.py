@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.common import cross_pseudo_supervision, hard_label, supervised_loss
 from methods.cps import CPS
+from tests.reference.released import given, halves, objective, slopes, waves
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,33 @@ def test_predictors_are_either_network_and_their_mean(learner):
         torch.testing.assert_close(found[name](image), learner.nets[net](image).logits.softmax(1))
     mean = (found["main"](image) + found["second"](image)) / 2
     torch.testing.assert_close(found["mean"](image), mean)
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "loss", "norms"),
+    [
+        (0, 0.0006737946999, 1.409754371, [0.03279982262, 0.03692350858]),
+        (15_000, 0.02865047969, 1.44588634, [0.03282266824, 0.03694424631]),
+    ],
+)
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, norms):
+    """HiLab-git/SSL4MIS@06df604, code/train_cross_pseudo_supervision_3D.py, lines 151-177.
+
+    Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.
+    """
+    first, second = (waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in range(2))
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = CPS(rampup=1.0).losses(
+        torch.nn.ModuleDict({"first": given(first), "second": given(second)}),
+        Batch(image, halves(4, 6, 5, 4, phase=9)[:2], image, {}),
+        Step(step, 30_000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(1.408884164, rel=1e-9)
+    assert terms["cross"].value.item() == pytest.approx(1.291502865, rel=1e-9)
+    assert terms["cross"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    assert slopes(objective(terms), [first, second]) == pytest.approx(norms, rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,22 @@ import math
 import pytest
 import torch
 
+from benchmark.data.distance import signed_distance
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import Step
+from benchmark.networks import factory
+from methods.base import Batch, NetOutput, Step
 from methods.common import segmentation
 from methods.dtc import DTC
+from tests.reference.released import (
+    Given,
+    fill,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,58 @@ def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
     recipe = DTC.authors
     rates = [recipe.learning_rate_at(Step(i, recipe.steps)) for i in (2499, 2500, 4999, 5000, 5999)]
     assert rates == pytest.approx([1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "loss", "norms"),
+    [
+        (0, 0.006737946999, 0.9019410207, [0.01660447224, 0.05505358765]),
+        (3000, 0.2865047969, 0.9913382271, [0.01696257663, 2.446780552]),
+    ],
+)
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, norms):
+    """HiLab-git/DTC@2525b9c, code/train_la_dtc.py, lines 167-191; its distances are float32."""
+    score = waves(4, 1, 6, 5, 4).requires_grad_()
+    distance = (1e-3 * waves(4, 1, 6, 5, 4, phase=1)).requires_grad_()
+    logits = torch.cat([torch.zeros_like(score), score], 1)
+    image, label = torch.zeros(2, 1, 6, 5, 4), halves(4, 6, 5, 4, phase=9)[:2]
+    terms = DTC(rampup=1.0).losses(
+        torch.nn.ModuleDict({"student": Given(NetOutput(logits, logits, distance))}),
+        Batch(image, label, image, {"sdf": signed_distance(label)}),
+        Step(step, 6000),
+        torch.Generator(),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    figures = {"supervised": 0.7867388867, "sdf": 0.3768302608, "consistency": 0.3195418129}
+    assert values == pytest.approx(figures, rel=1e-6)
+    assert terms["consistency"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-6)
+    assert slopes(objective(terms), [score, distance]) == pytest.approx(norms, rel=1e-6)
+
+
+def test_the_network_has_the_figure_of_the_released_code():
+    """HiLab-git/DTC@2525b9c, code/networks/vnet_sdf.py, VNet; SASSNet's is the same.
+
+    Its segmentation head has one channel, and so it has here.
+    """
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)(distance_head=True).double()
+    net.decoder.output = torch.nn.Conv3d(2, 1, 1, dtype=torch.float64)
+    *trunk, weight, bias = in_their_order(net.encoder, net.decoder)
+    fill([*trunk, *net.decoder.distance.parameters(), weight, bias])
+    with torch.no_grad():
+        output = net(waves(2, 1, 16, 32, 16))
+    assert sum_and_norm(output.distance) == pytest.approx((-1041.401649, 69.55338276), rel=1e-9)
+    assert sum_and_norm(output.logits) == pytest.approx((-135301.9006, 1172.271532), rel=1e-9)
+
+
+def test_distances_of_a_box_at_the_border_and_of_a_voxel_have_the_figure_of_the_released_code():
+    """HiLab-git/DTC@2525b9c, code/utils/util.py, compute_sdf; SASSNet's is the same."""
+    label = torch.zeros(2, 7, 8, 9, dtype=torch.int64)
+    label[0, :5, 2:7, 3:] = 1
+    label[1, 3, 4, 5] = 1
+    box, voxel = signed_distance(label).double()
+    assert sum_and_norm(box) == pytest.approx((120.0113629, 11.08434689), rel=1e-6)
+    assert sum_and_norm(voxel) == pytest.approx((281.4823389, 13.15446702), rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from benchmark.inference import count_windows, segment, sliding_window, window_starts
 from results.errors import UserError
+from tests.reference.released import fill, waves
 
 LA = sorted((Path(__file__).parents[2].parent / "shared" / "data" / "la").glob("*/mri_norm2.h5"))
 Triple = tuple[int, int, int]
@@ -89,6 +90,33 @@ def test_windows_one_at_a_time_equal_the_fields_loop_to_the_last_bit(
     np.testing.assert_array_equal(result.numpy(), expected)
     np.testing.assert_array_equal(segment(result).numpy(), labels == 1)
     assert 0 < labels.sum() < labels.size
+
+
+@pytest.mark.parametrize(
+    ("shape", "norm", "voxels", "touched"),
+    [
+        ((11, 9, 13), 23.88770291, 638, 324.8262495),
+        ((5, 9, 8), 12.56263271, 171, 106.5237124),
+    ],
+    ids=["overlapping", "padded"],
+)
+def test_a_volume_has_the_figure_of_the_released_code(
+    shape: Triple, norm: float, voxels: int, touched: float
+) -> None:
+    """yulequan/UA-MT@88ed29a, code/test_util.py, test_single_case, with a convolution as network.
+
+    HiLab-git/SSL4MIS@06df604 and YichiZhang98/UG-MCL@7071810, code/val_3D.py, give the same mask.
+    """
+    convolution = nn.Conv3d(1, 2, 3, padding=1)
+    fill(convolution.parameters())
+    image = waves(*shape)
+    found = sliding_window(
+        lambda crops: convolution(crops).softmax(1), image[None].float(), (8, 8, 8), (3, 3, 2)
+    )
+    mask = segment(found)
+    assert found[1].double().norm().item() == pytest.approx(norm, rel=1e-6)
+    assert mask.sum() == voxels
+    assert image[mask].sum().item() == pytest.approx(touched, rel=1e-9)
 
 
 @pytest.mark.parametrize("batch", [2, 5, 1000])

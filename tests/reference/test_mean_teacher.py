@@ -10,9 +10,10 @@ import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.seeding import torch_generator
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.common import supervised_loss
 from methods.mean_teacher import MeanTeacher
+from tests.reference.released import given, halves, objective, slopes, waves
 
 
 @pytest.fixture
@@ -101,6 +102,35 @@ def test_the_teacher_predictor_is_the_teacher(learner):
         torch.testing.assert_close(
             predictors[name](image), learner.nets[net](image).logits.softmax(1)
         )
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "loss", "slope"),
+    [
+        (0, 0.0006737946999, 0.6152162112, 0.03279981093),
+        (15_000, 0.02865047969, 0.6210092929, 0.03280153468),
+    ],
+)
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, slope):
+    """HiLab-git/SSL4MIS@06df604, code/train_mean_teacher_3D.py, lines 136-158.
+
+    Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.
+    """
+    logits = waves(4, 2, 6, 5, 4).requires_grad_()
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = MeanTeacher(rampup=1.0).losses(
+        torch.nn.ModuleDict(
+            {"student": given(logits), "teacher": given(waves(2, 2, 6, 5, 4, phase=1))}
+        ),
+        Batch(image, halves(4, 6, 5, 4, phase=9)[:2], image, {}),
+        Step(step, 30_000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(0.6150766898, rel=1e-9)
+    assert terms["consistency"].value.item() == pytest.approx(0.2070681947, rel=1e-9)
+    assert terms["consistency"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    assert slopes(objective(terms), [logits]) == pytest.approx([slope], rel=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from benchmark.networks import factory
-from benchmark.networks.pyramid_vnet import PyramidVNet
+from benchmark.networks.pyramid_vnet import Head, PyramidVNet
 from benchmark.networks.vnet import VNet
+from tests.reference.released import fill, sum_and_norm, waves
 
 IMAGE = torch.randn(2, 1, 8, 16, 24, generator=torch.Generator().manual_seed(0))
 
@@ -55,6 +57,23 @@ def test_a_coarser_output_is_a_convolution_of_its_level_enlarged_trilinearly():
             small = activate(F.conv3d(features, layer.weight, layer.bias))
             expected = F.interpolate(small, scale_factor=factor, mode="trilinear")
             torch.testing.assert_close(enlarged, expected)
+
+
+@pytest.mark.parametrize(
+    ("factor", "figures"),
+    [
+        (2, (1900.208649, 84.52570545)),
+        (4, (15201.66919, 242.7067966)),
+        (8, (121613.3535, 689.1017253)),
+    ],
+)
+def test_a_head_has_the_figure_of_the_released_code(factor, figures):
+    """HiLab-git/SSL4MIS@06df604, code/networks/utils.py, UnetDsv3 from 3 channels to 2."""
+    head = Head(2, width=3, factor=factor, dropout=0.0, distance_head=False).double()
+    fill(head.parameters())
+    with torch.no_grad():
+        logits = head(waves(2, 3, 3, 4, 2)).logits
+    assert sum_and_norm(logits) == pytest.approx(figures, rel=1e-9)
 
 
 def test_every_output_has_dropout_in_training_only():

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmark.data.distance import signed_distance
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
-from methods.base import Step
+from methods.base import Batch, NetOutput, Step
 from methods.sassnet import Critic, SASSNet
+from tests.reference.released import Given, fill, halves, objective, slopes, waves
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,55 @@ def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
     recipe = SASSNet.authors
     rates = [recipe.learning_rate_at(Step(i, recipe.steps)) for i in (2499, 2500, 4999, 5000, 5999)]
     assert rates == pytest.approx([1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "loss", "slope"),
+    [
+        (0, 0.000101069205, 0.9165797411, 0.004581114965),
+        (3000, 0.004297571953, 0.9193660873, 0.004636369689),
+        (5850, 0.01495319817, 0.926441089, 0.005211117665),
+    ],
+)
+def test_both_players_have_the_figure_of_the_released_code(step, weight, loss, slope):
+    """kleinzcy/SASSnet@1761aa8, code/train_gan_sdfloss.py, lines 147-197, with 8 labelled volumes.
+
+    Its critic (code/networks/discriminator.py, FC3DDiscriminator) has 4 filters here, no dropout,
+    and a pool as large as its last map. Its distances are those of code/utils/util.py, in float32.
+    """
+    score = waves(4, 1, 16, 16, 16).requires_grad_()
+    distance = (0.4 * waves(4, 1, 16, 16, 16, phase=1)).requires_grad_()
+    logits = torch.cat([torch.zeros_like(score), score], 1)
+    critic = Critic(channels=1, width=4, halvings=4, dropout=0.0).double()
+    fill(critic.parameters())
+    for p in critic.parameters():
+        p.data.mul_(0.08)
+    known, free = waves(4, 1, 16, 16, 16, phase=2).split(2)
+    label = halves(4, 16, 16, 16, phase=3)[:2]
+    student = Given(NetOutput(logits, logits, distance))
+    terms = SASSNet(weight=0.015, rampup=1.0).losses(
+        torch.nn.ModuleDict({"student": student, "critic": critic}),
+        Batch(known, label, free, {"sdf": signed_distance(label)}),
+        Step(step, 6000),
+        torch.Generator(),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    assert values == pytest.approx(
+        {
+            "supervised": 0.7732459379,
+            "sdf": 0.4775556545,
+            "adversarial": 0.6639686467,
+            "critic": 0.6834526474,
+        },
+        rel=1e-6,
+    )
+    assert terms["adversarial"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-6)
+    assert slopes(objective(terms), [score, distance]) == pytest.approx(
+        [0.00294983709, slope], rel=1e-6
+    )
+    of_critic = slopes(terms["critic"].value, list(critic.parameters()))
+    assert math.hypot(*of_critic) == pytest.approx(3.824936382, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,22 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
+from benchmark.networks import factory
 from benchmark.seeding import torch_generator
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.common import entropy_threshold, masked_distance, noisy, predictive_entropy
 from methods.uamt import UAMT
+from tests.reference.released import (
+    InTurn,
+    fill,
+    given,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture
@@ -101,10 +113,47 @@ def test_the_teacher_moves_as_a_mean_teacher():
         torch.testing.assert_close(new, 0.5 * old + 0.5 * source)
 
 
+def test_the_network_has_the_figure_of_the_released_code():
+    """yulequan/UA-MT@88ed29a, code/networks/vnet.py, VNet with batch normalisation, 2 filters."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)().double()
+    fill(in_their_order(net.encoder, net.decoder))
+    with torch.no_grad():
+        logits = net(waves(2, 1, 16, 32, 16)).logits
+    assert sum_and_norm(logits) == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
+
+
 def test_the_authors_recipe_drops_the_rate_after_2500_and_5000_of_6000_steps():
     recipe = UAMT.authors
     rates = [recipe.learning_rate_at(Step(i, recipe.steps)) for i in (2499, 2500, 4999, 5000, 5999)]
     assert rates == pytest.approx([1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
+
+
+@pytest.mark.parametrize(
+    ("step", "distance", "weight", "loss", "slope"),
+    [
+        (0, 0.2640079541, 0.0006737946999, 0.6152545769, 0.03279981345),
+        (3000, 0.2270141949, 0.02865047969, 0.6215807554, 0.03280387856),
+        (5850, 0.2097753333, 0.09968798777, 0.6359887706, 0.0328223902),
+    ],
+    ids=["40 of 240 voxels are sure", "61 are", "228 are"],
+)
+def test_the_objective_has_the_figure_of_the_released_code(step, distance, weight, loss, slope):
+    """yulequan/UA-MT@88ed29a, code/train_LA_meanteacher_certainty_unlabel.py, lines 140-177."""
+    logits = waves(4, 2, 6, 5, 4).requires_grad_()
+    goal = waves(2, 2, 6, 5, 4, phase=1)
+    passes = [waves(4, 2, 6, 5, 4, phase=2 + 0.3 * k) for k in range(4)]
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = UAMT(rampup=1.0).losses(
+        torch.nn.ModuleDict({"student": given(logits), "teacher": InTurn(goal, *passes)}),
+        Batch(image, halves(4, 6, 5, 4, phase=9)[:2], image, {}),
+        Step(step, 6000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(0.6150766898, rel=1e-9)
+    assert terms["consistency"].value.item() == pytest.approx(distance, rel=1e-9)
+    assert terms["consistency"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    assert slopes(objective(terms), [logits]) == pytest.approx([slope], rel=1e-9)
 
 
 @pytest.mark.parametrize(

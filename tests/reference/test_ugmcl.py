@@ -10,9 +10,10 @@ import torch
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
 from benchmark.seeding import torch_generator
-from methods.base import NetOutput, Step
+from methods.base import Batch, NetOutput, Step
 from methods.common import noisy, supervised_loss
 from methods.ugmcl import UGMCL, shape_of
+from tests.reference.released import Given, InTurn, halves, objective, slopes, waves
 
 
 def trained(**fields):
@@ -160,6 +161,68 @@ def test_the_authors_recipe_is_constant_over_30000_steps():
     recipe = UGMCL.authors
     assert recipe.steps == 30_000
     assert recipe.learning_rate_at(Step(29_999, 30_000)) == 0.01
+
+
+def released_terms(method, output, step):
+    """Terms at a step of 30,000 of a student that gives this, and of a teacher of waves."""
+    goal = waves(4, 2, 6, 5, 4, phase=1)
+    passes = [waves(8, 2, 6, 5, 4, phase=2 + 0.3 * k) for k in range(4)]
+    image, label = torch.zeros(2, 1, 6, 5, 4), halves(4, 6, 5, 4, phase=9)[:2]
+    return method.losses(
+        torch.nn.ModuleDict({"student": Given(output), "teacher": InTurn(goal, *passes)}),
+        Batch(image, label, image, {"sdf": torch.zeros(2, 1, 6, 5, 4)}),
+        Step(step, 30_000),
+        torch.Generator(),
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "within", "weight", "loss", "slope"),
+    [
+        (0, 2 * 0.13579095, 0.0006737946999, 1.491089716, 3.070345754),
+        (15_000, 2 * 0.1188013565, 0.02865047969, 1.512482194, 3.076810182),
+    ],
+)
+def test_released_has_the_figure_of_the_released_code(step, within, weight, loss, slope):
+    """YichiZhang98/UG-MCL@7071810, code/train_UGMCL_3D.py, lines 139-184.
+
+    Its consistency within the task is halved before it is weighted. What its network gives as
+    distances are the tanh of the scores (code/networks/unet_3D.py, unet_3D_dt).
+    """
+    logits = (waves(4, 2, 6, 5, 4) ** 3).requires_grad_()
+    method = UGMCL(variant="released", rampup=1.0)
+    terms = released_terms(method, NetOutput(logits, logits), step)
+    values = {name: term.value.item() for name, term in terms.items()}
+    figures = {
+        "supervised": 1.178310614,
+        "distance": 0.6245043188,
+        "intra": within,
+        "cross": 0.646261605,
+    }
+    assert values == pytest.approx(figures, rel=1e-9)
+    assert terms["cross"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    assert slopes(objective(terms), [logits]) == pytest.approx([slope], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("step", "loss", "of_scores", "of_distance"),
+    [
+        (0, 0.9887261227, 0.03279841092, 9.827498495),
+        (15_000, 0.9974632333, 0.03274621141, 9.879183926),
+    ],
+)
+def test_fixed_has_the_figure_of_the_released_code(step, loss, of_scores, of_distance):
+    """The same lines, given (-z, z) for the two distances; they have no regression of it."""
+    logits = waves(4, 2, 6, 5, 4).requires_grad_()
+    distance = (1e-3 * waves(4, 1, 6, 5, 4, phase=8)).requires_grad_()
+    output = NetOutput(logits, logits, distance)
+    terms = released_terms(UGMCL(rampup=1.0, beta=0.0), output, step)
+    assert terms["distance"].value.item() == pytest.approx(0.7468685231, rel=1e-9)
+    assert terms["cross"].value.item() == pytest.approx(0.2411827471, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    expected = [of_scores, of_distance]
+    assert slopes(objective(terms), [logits, distance]) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize(

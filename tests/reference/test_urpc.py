@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import Step
+from methods.base import Batch, Step
 from methods.common import supervised_loss
 from methods.urpc import URPC, rectified_consistency
+from tests.reference.released import given, halves, objective, slopes, waves
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,36 @@ def test_main_is_the_finest_level_and_mean_that_of_all(learner):
     finest, coarse = (o.logits.softmax(1) for o in learner.nets["student"](image))
     torch.testing.assert_close(found["main"](image), finest)
     torch.testing.assert_close(found["mean"](image), (finest + coarse) / 2)
+
+
+@pytest.mark.parametrize(
+    ("step", "weight", "loss", "slope"),
+    [
+        (0, 0.0006737946999, 0.8419715778, 0.01828984998),
+        (30_000, 0.02865047969, 0.8519988259, 0.01829505288),
+        (59_850, 0.09999687505, 0.8775704046, 0.01835316201),
+    ],
+)
+def test_the_objective_has_the_figure_of_the_released_code(step, weight, loss, slope):
+    """HiLab-git/SSL4MIS@06df604, the 3D trainer of this method, lines 128-203, of two classes.
+
+    Its DiceLoss has the weights (0, 2) here, which makes it that of the foreground.
+    """
+    logits = [waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in range(4)]
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = URPC(rampup=1.0).losses(
+        torch.nn.ModuleDict({"student": given(*logits)}),
+        Batch(image, halves(4, 6, 5, 4, phase=9)[:2], image, {}),
+        Step(step, 60_000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(0.84173008, rel=1e-9)
+    assert terms["consistency"].value.item() == pytest.approx(0.3584144462, rel=1e-9)
+    of_consistency = slopes(terms["consistency"].value, logits)
+    assert math.hypot(*of_consistency) == pytest.approx(0.01523218249, rel=1e-9)
+    assert terms["consistency"].weight == pytest.approx(weight, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-9)
+    assert math.hypot(*slopes(objective(terms), logits)) == pytest.approx(slope, rel=1e-9)
 
 
 @pytest.mark.parametrize(
