@@ -15,7 +15,7 @@ from benchmark.seeding import torch_generator
 from methods.acmt import ACMT, nearer_class, threshold_at
 from methods.base import Batch, NetOutput, Step
 from methods.common import both_classes_loss, noisy
-from tests.reference.released import halves, objective, slopes, waves
+from tests.reference.released import OneByOne, halves, objective, slopes, waves
 
 
 def trained(**fields):
@@ -178,17 +178,6 @@ def test_every_term_of_every_kind_trains_the_student(ambiguity):
         assert any(g.count_nonzero() for g in gradients)
 
 
-class InTurn(nn.Module):
-    """A network that gives these outputs one after the other."""
-
-    def __init__(self, *outputs):
-        super().__init__()
-        self.outputs = iter(outputs)
-
-    def forward(self, image):
-        return next(self.outputs)
-
-
 def says(volumes, phase, features=0.0):
     """What a network says of so many volumes."""
     return NetOutput(
@@ -240,7 +229,7 @@ def test_terms_and_gradient_have_the_figure_of_the_released_code(
     """
     logits = waves(2 + unlabelled, 2, 6, 4, 8).requires_grad_()
     image = torch.zeros(2, 1, 6, 4, 8)
-    nets = {"student": InTurn(NetOutput(logits, logits), *passes), "teacher": InTurn(*teacher)}
+    nets = {"student": OneByOne(NetOutput(logits, logits), *passes), "teacher": OneByOne(*teacher)}
     terms = ACMT(**ACMT.with_authors, **fields).losses(
         nn.ModuleDict(nets),
         Batch(image, halves(2, 6, 4, 8, phase=4), image[:unlabelled], {}),
