@@ -120,6 +120,8 @@ class CDS(Method):
         "release they see the vectors that contrast needs, of which there must be two.",
         "Each student has noise of its own, so that they part even without dropout.",
         "The teacher sees all volumes in one pass from the start.",
+        "The part of the voxels that can be reliable falls every step; the release's falls every "
+        "epoch.",
         "Where a student is not the surer one, the competition term is 0, not log 2; its gradient "
         "is the same.",
         "Dropout is that of the run's profile; the release's is 0.3.",

@@ -122,7 +122,7 @@ class CoBioNet(Method):
         "all of them in three, each with batch statistics of its own.",
         "A critic judges predictions and labels in one pass. In the release they are two, and its "
         "last layer but one is a batch normalisation: both then have the same mean score, whatever "
-        "it learns.",
+        "it learns. A third pass there, over the unlabelled volumes alone, makes the mask.",
         "Critics learn by Adam at the constant rate of 1e-4; the release names AdamW with decay "
         "0.01 and a cosine, which never act.",
         "Learning rates of the networks follow the recipe; the release's cosine has its period in "

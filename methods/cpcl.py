@@ -109,6 +109,8 @@ class CPCL(Method):
         "lengths however small: without a gradient that was harmless.",
         "The ramp-up is a fraction of the run and rises every step; the release's rises every 150 "
         "steps.",
+        "With the `authors` recipe each step has the rate of its own place in the run; in the "
+        "release it has that of the step before.",
         "The teacher starts as a copy of the student, not from weights of its own; either way it "
         "is the student after the first step.",
     )

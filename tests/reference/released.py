@@ -68,6 +68,17 @@ def slopes(value: Tensor, tensors: Sequence[Tensor]) -> list[float]:
     return [g.norm().item() for g in torch.autograd.grad(value, tensors, retain_graph=True)]
 
 
+class OneByOne(nn.Module):
+    """A network that gives these outputs one after another, whatever it is shown."""
+
+    def __init__(self, *outputs: object) -> None:
+        super().__init__()
+        self.left = iter(outputs)
+
+    def forward(self, image: Tensor) -> object:
+        return next(self.left)
+
+
 def in_their_order(*parts: Encoder | Decoder) -> list[nn.Parameter]:
     """Parameters of parts of a V-Net as the field's V-Nets list them: from input to output.
 

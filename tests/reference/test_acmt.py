@@ -6,13 +6,16 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
+from benchmark.networks.half_features_vnet import ENLARGE
 from benchmark.seeding import torch_generator
 from methods.acmt import ACMT, nearer_class, threshold_at
-from methods.base import Step
+from methods.base import Batch, NetOutput, Step
 from methods.common import both_classes_loss, noisy
+from tests.reference.released import OneByOne, halves, objective, slopes, waves
 
 
 def trained(**fields):
@@ -173,6 +176,72 @@ def test_every_term_of_every_kind_trains_the_student(ambiguity):
         gradients = [p.grad for p in learner.nets["student"].parameters() if p.grad is not None]
         assert all(g.isfinite().all() for g in gradients)
         assert any(g.count_nonzero() for g in gradients)
+
+
+def says(volumes, phase, features=0.0):
+    """What a network says of so many volumes."""
+    return NetOutput(
+        waves(volumes, 2, 6, 4, 8, phase=phase),
+        ENLARGE(waves(volumes, 5, 3, 2, 4, phase=features)),
+    )
+
+
+FOUR = [says(4, 2 + 0.2 * k) for k in range(4)]
+"""Passes of the student over two unlabelled volumes, each there twice."""
+TEN = [says(1, 1 + 0.2 * k, 3 + 0.2 * k) for k in range(10)]
+"""Passes of the teacher over one unlabelled volume."""
+
+
+@pytest.mark.parametrize(
+    ("fields", "unlabelled", "passes", "teacher", "figure"),
+    [
+        (
+            {"ambiguity": "entropy"},
+            2,
+            [],
+            [says(2, 1)],
+            {"consistency": 0.157094026, "objective": 0.6134496375, "slope": 0.02642499555},
+        ),
+        (
+            {"ambiguity": "uncertainty", "threshold_end": 0.9, "weight": 0.2},
+            2,
+            FOUR,
+            [says(2, 1)],
+            {"consistency": 0.3521828535 / 2, "objective": 0.6190390259, "slope": 0.02642655643},
+        ),
+        (
+            {"ambiguity": "prototype"},
+            1,
+            [],
+            [says(1, 8, 9), says(1, 1, 3), *TEN],
+            {"consistency": 0.2100459579, "objective": 0.6244484865, "slope": 0.02642984222},
+        ),
+    ],
+    ids=["entropy", "uncertainty", "prototype"],
+)
+def test_terms_and_gradient_have_the_figure_of_the_released_code(
+    fields, unlabelled, passes, teacher, figure
+):
+    """lemoshu/AC-MT@62c7702, iteration 3,000 of 8,000 of code/train_ACMT_*_3D.py.
+
+    Ent., lines 157-192; MU, 141-186, whose consistency is twice ours at half the weight; PErr,
+    173-246, with one unlabelled volume, where its entropy's shapes meet as they should.
+    """
+    logits = waves(2 + unlabelled, 2, 6, 4, 8).requires_grad_()
+    image = torch.zeros(2, 1, 6, 4, 8)
+    nets = {"student": OneByOne(NetOutput(logits, logits), *passes), "teacher": OneByOne(*teacher)}
+    terms = ACMT(**ACMT.with_authors, **fields).losses(
+        nn.ModuleDict(nets),
+        Batch(image, halves(2, 6, 4, 8, phase=4), image[:unlabelled], {}),
+        Step(3000, 8000),
+        torch.Generator(),
+    )
+    assert terms["supervised"].value.item() == pytest.approx(0.6089488183, rel=1e-9)
+    assert terms["consistency"].value.item() == pytest.approx(figure["consistency"], rel=1e-9)
+    if "entropy" in terms:
+        assert terms["entropy"].value.item() == pytest.approx(0.3309456217, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(figure["objective"], rel=1e-9)
+    assert slopes(objective(terms), [logits]) == pytest.approx([figure["slope"]], rel=1e-9)
 
 
 def test_the_student_has_the_size_of_a_v_net():

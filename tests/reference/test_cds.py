@@ -6,14 +6,17 @@ import math
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from benchmark.networks import initialise
-from methods.base import Step
+from benchmark.networks import factory, initialise
+from methods.base import Batch, Step
 from methods.cds import (
     CDS,
+    Headed,
     Memory,
+    Seen,
     at_cells,
     competition,
     contrast,
@@ -21,6 +24,16 @@ from methods.cds import (
     prototypes,
     reliable,
     some,
+)
+from tests.reference.released import (
+    OneByOne,
+    fill,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
 )
 
 EARLY = Step(14, 40)
@@ -338,6 +351,91 @@ def test_students_and_teacher_are_equal_at_the_start_and_part_by_their_noise():
     assert all(first[k].equal(second[k]) and first[k].equal(third[k]) for k in first)
     train(learner, make_batch(learner.method, 0), RUN[:1])
     assert any(not first[k].equal(second[k]) for k in first)
+
+
+def filled(number, phase):
+    """A memory with so many vectors of each class."""
+    memory = Memory(5).double()
+    for c in (0, 1):
+        memory.take(c, waves(number, 5, phase=phase + c), torch.ones(number, dtype=torch.bool))
+    return memory
+
+
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+def test_terms_memories_and_gradients_have_the_figure_of_the_released_code(variant):
+    """FengZhao2001/CDS@60573e1, code/train_CDS_LA.py, lines 150-481, halfway, as iteration 3,000.
+
+    With heads that change nothing and the unlabelled volumes' labels made a third class, which its
+    memories do not take. A student that is not the surer one costs log 2 there, here 0. Contrast
+    is compared where its sign is the release's.
+    """
+    goal = torch.cat([waves(2, 2, 12, 8, 8, phase=1) / 2, 16 * waves(2, 2, 12, 8, 8, phase=2)])
+    logits = [(goal + 2 * waves(4, 2, 12, 8, 8, phase=k)).requires_grad_() for k in (3.5, 4.5)]
+    cells = [waves(4, 5, 6, 4, 4, phase=k).requires_grad_() for k in (5, 6)]
+    one, two = (Seen(z, f, f) for z, f in zip(logits, cells, strict=True))
+    taught = waves(4, 5, 6, 4, 4, phase=7)
+    students = (
+        {"student1": OneByOne(one), "student2": OneByOne(two)}
+        if variant == "fixed"
+        else {"student1": OneByOne(one, two)}
+    )
+    nets = nn.ModuleDict(students | {"teacher": OneByOne(Seen(goal, taught, taught))})
+    nets.update({"right": filled(6, 10), "wrong": filled(5, 20)})
+    image = torch.zeros(2, 1, 12, 8, 8)
+    terms = CDS(variant=variant).losses(
+        nets,
+        Batch(image, halves(2, 12, 8, 8, phase=8), image, {}),
+        Step(3000, 6000),
+        torch.Generator(),
+    )
+    figure = {"supervised": 2.395954633, "competition": 0.09985004096}
+    if variant == "released":
+        figure |= {"low_level": 9.414696935, "high_level": 6.067765992}
+    for name, value in figure.items():
+        assert terms[name].value.item() == pytest.approx(value, rel=1e-8)
+    kept = [nets[n].vectors[c][nets[n].filled[c]] for n in ("right", "wrong") for c in (0, 1)]
+    assert [len(vectors) for vectors in kept] == [12, 6, 11, 9]
+    assert [sum_and_norm(vectors) for vectors in kept] == [
+        pytest.approx(expected, rel=1e-9)
+        for expected in (
+            (-11.70283183, 10.55158475),
+            (-11.82805327, 7.919725349),
+            (22.26566815, 9.996911838),
+            (4.821438614, 9.428895681),
+        )
+    ]
+    if variant == "released":
+        assert objective(terms).item() == pytest.approx(3.196728243, rel=1e-9)
+        expected = [0.02237498557, 0.0187110289, 0.02029546047, 0.02175478791]
+        assert slopes(objective(terms), [*logits, *cells]) == pytest.approx(expected, rel=1e-8)
+
+
+def test_the_moved_teacher_has_the_figure_of_the_released_code():
+    """FengZhao2001/CDS@60573e1, code/train_CDS_LA.py, `update_ema_variables`."""
+    for index, figure in ((0, 2.189921119), (3, 3.74719677), (500, 3.883512168)):
+        names = ("student1", "student2", "teacher")
+        nets = nn.ModuleDict({name: nn.Linear(3, 2).double() for name in names})
+        fill(nets.parameters())
+        CDS().after_step(nets, Step(index, 6000))
+        assert nets["teacher"].weight.norm().item() == pytest.approx(figure, rel=1e-9)
+
+
+def test_network_and_heads_have_the_figure_of_the_released_code():
+    """FengZhao2001/CDS@60573e1, code/networks/vnet.py, VNet; its heads at 256 channels."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet").double()
+    fill(in_their_order(net.encoder, net.decoder))
+    heads = Headed(nn.Identity(), 256).double()
+    fill(heads.parameters())
+    with torch.no_grad():
+        output = net(waves(2, 1, 16, 32, 16))
+        for parameter in heads.parameters():
+            parameter /= 16
+        projection = heads.project(waves(40, 256).T.reshape(1, 256, 40, 1, 1))
+        prediction = heads.predict(projection)
+    assert sum_and_norm(output.logits) == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
+    assert sum_and_norm(output.deepest) == pytest.approx((127.4993382, 16.61670378), rel=1e-9)
+    assert sum_and_norm(projection) == pytest.approx((9.460147085, 15.1461307), rel=1e-8)
+    assert sum_and_norm(prediction) == pytest.approx((-29.93457336, 14.75088552), rel=1e-8)
 
 
 def test_the_heads_fit_the_deepest_level_whatever_the_size():

@@ -8,11 +8,23 @@ import statistics
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train, values_at
-from methods.base import Step
-from methods.cobionet import CoBioNet, Critic, masked_mean
+from benchmark.networks import factory
+from methods.base import Batch, Step
+from methods.cobionet import CRITICS, NETWORKS, CoBioNet, Critic, masked_mean
+from tests.reference.released import (
+    fill,
+    given,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 def trained(method):
@@ -160,6 +172,62 @@ def test_a_critic_judges_each_voxel_alone():
         x = F.leaky_relu(x @ layer[0].weight.flatten(1).T / (1 + 1e-5) ** 0.5, 0.2)
     torch.testing.assert_close(critic(p).flatten(), x.flatten())
     assert sum(q.numel() for q in critic.parameters()) == 16 + 512 + 2048 + 64 + 2 * 113
+
+
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+def test_terms_and_gradients_have_the_figure_of_the_released_code(variant):
+    """himashi92/Co-BioNet@9dbe5a4, code/train_cobionet_semi.py, lines 141-221 as iteration 3,000.
+
+    With batch statistics of critics fixed: there a critic makes three passes. Cross terms are plain
+    numbers in the release; its objective is compared without them.
+    """
+    figure = {"supervised": 2.573560041, "adversarial": 1.667638738}
+    if variant == "fixed":
+        figure |= {"cross": 1.531778689, "critic1": 0.7148605207, "critic2": 0.6945651403}
+    else:
+        figure |= {"masked": 0.9589891269}
+    logits = [waves(4, 2, 6, 4, 8, phase=k).requires_grad_() for k in (0, 1)]
+    critics = nn.ModuleDict({name: Critic().double().eval() for name in CRITICS})
+    fill(critics.parameters())
+    with torch.no_grad():
+        for parameter in critics.parameters():
+            parameter.mul_(0.3)
+    image = torch.zeros(2, 1, 6, 4, 8, dtype=torch.float64)
+    method = CoBioNet(variant=variant, **CoBioNet.with_authors)
+    terms = method.losses(
+        nn.ModuleDict(dict(zip(NETWORKS, map(given, logits), strict=True)) | dict(critics.items())),
+        Batch(image, halves(2, 6, 4, 8, phase=4), image, {}),
+        Step(3000, method.authors.steps),
+        torch.Generator(),
+    )
+    for name, value in figure.items():
+        assert terms[name].value.item() == pytest.approx(value, rel=1e-9)
+    if variant == "released":
+        assert objective(terms).item() == pytest.approx(2.081024879, rel=1e-9)
+        expected = [0.03600817189, 0.03279837626]
+        assert slopes(objective(terms), logits) == pytest.approx(expected, rel=1e-9)
+
+
+def test_critic_and_network_have_the_figure_of_the_released_code():
+    """himashi92/Co-BioNet@9dbe5a4, code/networks/critic.py, Discriminator, and VNet.py, VNet.
+
+    The network has one channel there, of the difference that is left with scores of 0 for the
+    background here.
+    """
+    critic = Critic().double()
+    fill(critic.parameters())
+    p = foreground(given(waves(4, 2, 6, 4, 8)), torch.zeros(4, 1, 6, 4, 8))
+    assert sum_and_norm(critic(p)) == pytest.approx((-294.7879794, 12.81083986), rel=1e-9)
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet").double()
+    *inner, weight, bias = in_their_order(net.encoder, net.decoder)
+    fill(inner)
+    with torch.no_grad():
+        for phase, parameter in enumerate((weight, bias), len(inner)):
+            parameter[0] = 0
+            parameter[1] = waves(*parameter[1:].shape, phase=phase)[0]
+        scores = net(waves(2, 1, 16, 32, 16)).logits
+    assert scores[:, 0].count_nonzero() == 0
+    assert sum_and_norm(scores) == pytest.approx((-1188.265405, 93.03673724), rel=1e-9)
 
 
 def test_released_critics_never_learn_and_what_has_no_gradient_is_left_out(released):

@@ -6,13 +6,25 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from benchmark.networks import initialise
+from benchmark.networks import factory, initialise
+from benchmark.networks.half_features_vnet import ENLARGE
 from benchmark.seeding import torch_generator
-from methods.base import Step
-from methods.common import noisy, similarity
+from methods.base import Batch, NetOutput, Step
+from methods.common import cross_entropy, hard_label, noisy, similarity
 from methods.cpcl import CPCL, paired, prototypes
+from tests.reference.released import (
+    Given,
+    fill,
+    halves,
+    in_their_order,
+    objective,
+    slopes,
+    sum_and_norm,
+    waves,
+)
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +173,96 @@ def test_unequal_numbers_of_volumes_are_paired(learner):
     batch = make_batch(learner.method, 0)
     fewer = type(batch)(batch.image[:1], batch.label[:1], batch.unlabelled, {})
     assert all(t.value.isfinite() for t in terms_at(learner, fewer, RUN[20]).values())
+
+
+class Shown(Given):
+    """`Given` that gives the outputs of the last volumes, as many as it is shown."""
+
+    def forward(self, image):
+        (output,) = self.outputs
+        return NetOutput(output.logits[-len(image) :], output.features[-len(image) :])
+
+
+@pytest.fixture
+def both():
+    """What student and teacher say of two labelled and two unlabelled volumes, and the labels."""
+    student, teacher = (
+        NetOutput(waves(4, 2, 6, 4, 8, phase=k), ENLARGE(waves(4, 5, 3, 2, 4, phase=2 + k)))
+        for k in (0, 1)
+    )
+    return student, teacher, halves(2, 6, 4, 8, phase=4)
+
+
+@pytest.mark.parametrize("variant", ["fixed", "released"])
+def test_terms_weights_and_gradient_have_the_figure_of_the_released_code(both, variant):
+    """lemoshu/CPCL@25b6332, code/train_CPCL_general_3D.py, lines 188-255 in iteration 3,000.
+
+    The figure of the backward term is of one softmax, -log of `unlabeltolabel_pred`; that of the
+    release is in the next test. Prototypes have no gradient there: its objective is compared
+    without them.
+    """
+    student, teacher, label = both
+    student.logits.requires_grad_()
+    image = torch.zeros(2, 1, 6, 4, 8)
+    terms = CPCL(variant=variant, **CPCL.with_authors).losses(
+        nn.ModuleDict({"student": Shown(student), "teacher": Shown(teacher)}),
+        Batch(image, label, image, {}),
+        Step(3000, 10_000),
+        torch.Generator(),
+    )
+    figure = {"supervised": 0.6089488183, "stability": 1.865920773}
+    if variant == "fixed":
+        figure |= {"forward": 0.2971870601, "backward": 1.52650229}
+    weights = {"supervised": 1.0, "backward": 0.28650479686019015}
+    assert {n: t.value.item() for n, t in terms.items()} == pytest.approx(figure, rel=1e-9)
+    for name, term in terms.items():
+        assert term.weight == pytest.approx(weights.get(name, 0.028650479686019012), rel=1e-9)
+    trained = objective({name: terms[name] for name in ("supervised", "stability")})
+    assert trained.item() == pytest.approx(0.6624083434, rel=1e-9)
+    assert slopes(trained, [student.logits]) == pytest.approx([0.02686055942], rel=1e-9)
+
+
+def test_prototypes_and_what_they_predict_have_the_figure_of_the_released_code(both):
+    """lemoshu/CPCL@25b6332, code/train_CPCL_general_3D.py, `getPrototype` and `prototype_pred`."""
+    student, teacher, label = both
+    taught = teacher.logits[2:].softmax(1)
+    ours = prototypes(student.features[:2], label, student.logits[:2].softmax(1))
+    theirs = prototypes(teacher.features[2:], hard_label(taught), taught)
+    found = [sum_and_norm(c) for c in (*ours.unbind(1), *theirs.unbind(1))]
+    assert found == [
+        pytest.approx(figure, rel=1e-9)
+        for figure in (
+            (-1.250751041, 0.802793567),
+            (-1.377941797, 0.9649267644),
+            (0.5712458621, 1.086466435),
+            (1.026174469, 0.9380497863),
+        )
+    ]
+    forward = (20 * similarity(teacher.features[2:], ours)).softmax(1)
+    backward = (20 * similarity(student.features[:2], theirs)).softmax(1)
+    assert sum_and_norm(forward[:, 1]) == pytest.approx((113.5497715, 9.525263435), rel=1e-9)
+    assert sum_and_norm(backward[:, 1]) == pytest.approx((177.5478905, 11.67162879), rel=1e-9)
+    twice = cross_entropy(backward, label).mean().item()
+    assert twice == pytest.approx(0.7783774366, rel=1e-9)
+
+
+def test_the_moved_teacher_has_the_figure_of_the_released_code():
+    """lemoshu/CPCL@25b6332, code/train_CPCL_general_3D.py, `update_ema_variables`."""
+    for index, figure in ((0, 2.8125302), (3, 2.694372954), (500, 3.485263725)):
+        nets = nn.ModuleDict({n: nn.Linear(3, 2).double() for n in ("student", "teacher")})
+        fill(nets.parameters())
+        CPCL().after_step(nets, Step(index, 10_000))
+        assert nets["teacher"].weight.norm().item() == pytest.approx(figure, rel=1e-9)
+
+
+def test_the_network_has_the_figure_of_the_released_code():
+    """lemoshu/CPCL@25b6332, code/networks/vnet.py, VNet_MTPD; its features enlarged."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet-half-features").double()
+    fill(in_their_order(net.encoder, net.decoder))
+    with torch.no_grad():
+        output = net(waves(2, 1, 16, 32, 16))
+    assert sum_and_norm(output.logits) == pytest.approx((-102449.0057, 871.7926307), rel=1e-9)
+    assert sum_and_norm(output.features) == pytest.approx((81968.96136, 385.60745), rel=1e-9)
 
 
 def test_the_student_has_the_size_of_a_v_net():
