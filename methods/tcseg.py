@@ -305,7 +305,8 @@ class TCSeg(Method):
         "Eq. 23 has no ramp-up; `pseudo` and `calibration` are ramped to its unit weights as in "
         "the released code, continuously instead of every 150 steps.",
         "Released variant: random CutMix takes the limits of a box from the axes it is applied to "
-        "(released: Y and Z limits on X and Y), and closing does not erode at the volume's border.",
+        "(released: Y and Z limits on X and Y), closing does not erode at the volume's border, and "
+        "the negative term of eq. 21 is not clamped at 13.8 nats.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     version: ClassVar[int] = 2
