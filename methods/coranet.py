@@ -24,7 +24,8 @@ lambda(t)             ``weight`` times sigmoid ramp-up over       lambda
 
 The release makes pseudo-labels of the centre crops of all unlabelled volumes every 5 of 200 epochs.
 Crops are random here, so a copy of the student, renewed as often (``refresh``), labels each crop as
-it comes, without dropout. Stage 1 is 480 of 1,680 steps, hence ``pretraining=2/7``; the
+it comes, without dropout. Stage 1 is 480 of 1,680 steps, hence ``pretraining=2/7``, of which the
+release loses the last 8: stage 2 starts from a checkpoint written before the last epoch. The
 ramp-up lasts 40 of the 200 epochs of stage 2.
 
 In the released code the costs of heads 2 and 3 are swapped in ``certain``, against what the heads

@@ -52,10 +52,11 @@ eqs. 20, 23         weights 1                              supervised 1/4, mixed
 Where the paper is silent both follow the released code: ``pseudo`` and ``calibration`` ramp up to
 the weights of eq. 23 over 0.3 of the run (``rampup=0`` is eq. 23 to the letter), mixing begins
 after 0.005 of it without ramp; the teacher has initial weights and batch-norm statistics of its
-own, and a warmed-up decay of 0.99; prototypes are per volume and carry gradient; the dilation
-element is random (1 to 7 voxels wide, density 1/2, redrawn for each volume), so that a volume whose
-element is empty stays unmixed; decoder 1 is the prediction. The release lacks its Dice; its name
-there is that of MC-Net's, which has linear denominators.
+own; prototypes are per volume and carry gradient; the dilation element is random (1 to 7 voxels
+wide, density 1/2, redrawn for each volume), so that a volume whose element is empty stays unmixed;
+decoder 1 is the prediction. The release lacks its Dice, whose name there is that of MC-Net's with
+linear denominators; its moving average, for which a warmed-up decay of 0.99 is the field's; and its
+networks, which are of the size of MRPL's.
 
 Deviations: see `TCSeg.deviations`.
 """
@@ -305,7 +306,8 @@ class TCSeg(Method):
         "Eq. 23 has no ramp-up; `pseudo` and `calibration` are ramped to its unit weights as in "
         "the released code, continuously instead of every 150 steps.",
         "Released variant: random CutMix takes the limits of a box from the axes it is applied to "
-        "(released: Y and Z limits on X and Y), and closing does not erode at the volume's border.",
+        "(released: Y and Z limits on X and Y), closing does not erode at the volume's border, and "
+        "the negative term of eq. 21 is not clamped at 13.8 nats.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     version: ClassVar[int] = 2

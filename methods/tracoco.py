@@ -101,6 +101,8 @@ class TraCoCo(Method):
         "The cross-entropy against the excluded class is not clamped at 13.8 nats, where the "
         "release's is.",
         "The ramp-up is a fraction of the run, whatever the number of labelled volumes.",
+        "Each step has the rate and the ramp-up of its own place in the run; in the release it has "
+        "those of the step after.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled", "overlap", "shift")
     authors: ClassVar[Recipe | None] = Recipe(

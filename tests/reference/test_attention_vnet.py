@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch.nn import functional as F
 
 from benchmark.networks import factory
 from benchmark.networks.attention_vnet import AttentionVNet, Gate
 from benchmark.networks.vnet import VNet
+from tests.reference.released import fill, in_their_order, sum_and_norm, waves
 
 
 def normal(*shape):
@@ -42,6 +44,23 @@ def test_a_gate_multiplies_the_skip_by_one_number_for_each_voxel():
     attention = 1 / (1 + (-batch_normalised(score, "attention.2")).exp())
     assert attention.shape == (2, 1, 2, 3, 4)
     torch.testing.assert_close(found, skip * attention)
+
+
+def test_it_has_the_figures_of_the_released_code():
+    """jingkunchen/TAC@6830a90, networks/vnet_class_attention.py, VNet with two filters.
+
+    The gate of full resolution, which has 32 channels there, has twice the filters here and there.
+    """
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet-attention").double()
+    up = zip(net.decoder.ups, net.decoder.gates, net.decoder.blocks, strict=True)
+    modules = [*(module for level in up for module in level), net.decoder.output]
+    fill([*in_their_order(net.encoder), *(p for module in modules for p in module.parameters())])
+    with torch.no_grad():
+        output = net(waves(2, 1, 16, 32, 16))
+    assert sum_and_norm(output.logits) == pytest.approx((118183.393, 815.2813969), rel=1e-9)
+    encoded = (25801.09835, 7934.007806, 1731.48069, 369.5921159, 127.4993382)
+    gated = (20699.01531, 4419.294649, 994.5311819, 120.6994584)
+    assert [x.sum().item() for x in output.maps] == pytest.approx([*encoded, *gated], rel=1e-9)
 
 
 def test_with_open_gates_it_is_a_v_net():

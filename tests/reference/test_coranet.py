@@ -7,10 +7,11 @@ from copy import deepcopy
 
 import pytest
 import torch
+from torch import nn
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
-from methods.base import Step
+from methods.base import Batch, NetOutput, Step
 from methods.common import masked_dice_loss
 from methods.coranet import (
     CoraNet,
@@ -18,6 +19,7 @@ from methods.coranet import (
     masked_distances,
     pseudo_label,
 )
+from tests.reference.released import halves, objective, slopes, waves
 
 COSTS = ((1.0, 5.0), (5.0, 1.0))
 FIRST = 12
@@ -166,6 +168,51 @@ def test_the_terms_of_stage_2(variant):
     assert not torch.allclose(
         expected["certain"], four_losses(free, heads[0], costs[::-1], certain)
     )
+
+
+class ThreeHeads(nn.Module):
+    """A network whose heads give the scores of each call in turn, whatever it is shown."""
+
+    def __init__(self, *calls):
+        super().__init__()
+        self.calls = iter(calls)
+
+    def forward(self, image):
+        return tuple(NetOutput(scores, scores[:, :0]) for scores in next(self.calls))
+
+
+def test_the_released_variant_has_the_figures_of_the_released_code():
+    """koncle/CoraNet@b9d454c, train_ST_3D_VNet.py, lines 144-173, run as epoch 20 of 200.
+
+    Pseudo-labels are from utils1/utils.py, pred_unlabel.
+    """
+    scores = [waves(2, 2, 6, 5, 4, phase=k) for k in range(12)]
+    learnt = [x.requires_grad_() for x in scores[:6]]
+    nets = {
+        "student": ThreeHeads(learnt[:3], learnt[3:]),
+        "teacher": ThreeHeads(scores[6:9]),
+        "labeller": ThreeHeads(scores[9:], scores[9:]),
+    }
+    image = torch.zeros(2, 1, 6, 5, 4)
+    for x, figure in zip(
+        pseudo_label(nets["labeller"], image), (88.51909945, 56.73309377), strict=True
+    ):
+        assert (x * waves(2, 6, 5, 4)).sum().item() == pytest.approx(figure, rel=1e-9)
+    terms = CoraNet(variant="released", pretraining=0.5).losses(
+        nn.ModuleDict(nets),
+        Batch(image, halves(2, 6, 5, 4), image, {}),
+        Step(550, 1000),
+        torch.Generator(),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    figures = {"supervised": 1.077742805, "certain": 2.026973428, "uncertain": 0.7685594142}
+    assert values == pytest.approx(figures, rel=1e-9)
+    assert terms["uncertain"].weight == pytest.approx(0.028650479686 / 2, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(2.102239317, rel=1e-9)
+    of_labelled = [0.01843740502, 0.01852894779, 0.01441687342]
+    of_unlabelled = [0.007034188368, 0.03019893047, 0.03301957526]
+    found = slopes(objective(terms), learnt)
+    assert found == pytest.approx(of_labelled + of_unlabelled, rel=1e-9)
 
 
 def test_the_weights_of_stage_2_are_halved_and_rise_over_a_fifth_of_it():

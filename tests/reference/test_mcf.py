@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import NetOutput, Step
+from methods.base import Batch, NetOutput, Step
 from methods.mcf import MCF, disagreement_error, sharpen
+from tests.reference.released import given, halves, objective, slopes, waves
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +126,35 @@ def test_the_worse_network_learns_from_the_better_ones_sharpened_probabilities(b
     term.value.backward()
     assert nets[worse].logits.grad.count_nonzero() > 0
     assert nets[better].logits.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "of_first", "of_second"),
+    [(2, 1, 0.07541117747, 0.08606359531), (1, 2, 0.08606359531, 0.07541117747)],
+)
+def test_the_objective_has_the_figures_of_the_released_code(first, second, of_first, of_second):
+    """WYC-321/MCF@ad20659, code/train_MCF.py, lines 155-228, run as iteration 3,000.
+
+    The network whose scores are of phase 2 has the lower Dice loss and gets no consistency.
+    """
+    scores = [waves(4, 2, 6, 5, 4, phase=k).requires_grad_() for k in (first, second)]
+    image = torch.zeros(2, 1, 6, 5, 4)
+    terms = MCF(**MCF.with_authors).losses(
+        nn.ModuleDict(zip(("vnet", "resnet"), map(given, scores), strict=True)),
+        Batch(image, halves(2, 6, 5, 4), image, {}),
+        Step(3000, 6000),
+        torch.Generator(),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    figures = {
+        "supervised": 3.096090621,
+        "rectification": 0.6456582656,
+        "consistency": 0.2035377736,
+    }
+    assert values == pytest.approx(figures, rel=1e-9)
+    assert terms["consistency"].weight == pytest.approx(0.02865047969, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(3.424751209, rel=1e-9)
+    assert slopes(objective(terms), scores) == pytest.approx([of_first, of_second], rel=1e-9)
 
 
 def test_sharpening_raises_to_the_power_of_one_over_t_per_class():

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from benchmark.networks import factory
 from benchmark.networks.resnet_vnet import ResNetVNet
+from tests.reference.released import fill, in_their_order, sum_and_norm, waves
 
 
 def size(net):
@@ -80,6 +81,15 @@ def test_it_equals_the_forward_pass_by_hand():
     assert [tuple(x.shape[1:]) for x in maps] == [(3, 8, 12, 16), (6, 4, 6, 8), (12, 2, 3, 4)]
     torch.testing.assert_close(output.logits, expected.logits)
     torch.testing.assert_close(output.features, expected.features)
+
+
+def test_it_has_the_figures_of_the_released_code():
+    """WYC-321/MCF@ad20659, code/networks/ResNet34.py, Resnet34 with two filters."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet-resnet").double()
+    fill([*net.encoder.parameters(), *in_their_order(net.decoder)])
+    with torch.no_grad():
+        logits = net(waves(2, 1, 16, 32, 16)).logits
+    assert sum_and_norm(logits) == pytest.approx((43951.51272, 257.0421411), rel=1e-9)
 
 
 def test_only_the_decoder_drops_channels():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
-from methods.base import Step
+from methods.base import Batch, NetOutput, Step
 from methods.tac import TAC, affinity, representations
+from tests.reference.released import Given, halves, objective, slopes, waves
 
 
 def random(*shape):
@@ -81,19 +81,32 @@ def test_labelled_and_unlabelled_maps_and_the_guide_of_predictions_learn():
     assert guide_gradient.count_nonzero() > 0
 
 
-def wave(*shape, step):
-    """The sine of step, 2 step, 3 step, ...: the same numbers everywhere."""
-    count = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
-    return torch.sin(step * count).view(shape)
+def test_the_objective_has_the_figures_of_the_released_code():
+    """jingkunchen/TAC@6830a90, train_class_attention.py, lines 111-161, at these sizes.
 
-
-def test_the_released_code_gives_the_same_for_the_same_tensors():
-    """0.0028587734: train_class_attention.py of jingkunchen/TAC (6830a90), with two levels."""
-    label = (wave(2, 4, 4, 4, step=0.5) > 0).long()
-    guides = F.one_hot(label, 2).movedim(-1, 1).double(), (2 * wave(4, 2, 4, 4, 4, step=0.7))[2:]
-    maps = wave(4, 3, 4, 4, 4, step=1.1), wave(4, 6, 2, 2, 2, step=1.7)
-    found = affinity(maps, (guides[0], guides[1].sigmoid()))
-    assert found.item() == pytest.approx(0.0028587734, rel=1e-6)
+    Its conversions to float32 were to float64.
+    """
+    sizes = [(16, 32, 16), (8, 16, 8), (4, 8, 4), (2, 4, 2), (1, 2, 1)]
+    encoder = [waves(4, 2 + k, *size, phase=k) for k, size in enumerate(sizes)]
+    gated = [waves(4, 2 + k, *size, phase=5 + k) for k, size in enumerate(sizes[:4])]
+    logits, *maps = (
+        x.requires_grad_() for x in (waves(4, 2, *sizes[0], phase=9), *encoder, *gated)
+    )
+    image = torch.zeros(2, 1, *sizes[0])
+    terms = TAC().losses(
+        nn.ModuleDict({"student": Given(NetOutput(logits, logits, maps=tuple(maps)))}),
+        Batch(image, halves(2, *sizes[0]), image, {}),
+        RUN[0],
+        torch.Generator(),
+    )
+    values = {name: term.value.item() for name, term in terms.items()}
+    figures = {"supervised": 0.6829032521, "structure": 0.1510649353, "context": 0.8440625678}
+    assert values == pytest.approx(figures, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(1.255999471, rel=1e-9)
+    of_encoder = [0.001219758092, 0.000240654417, 0.002237095971, 0.01987649446, 0.1110875122]
+    of_gated = [0.001378079949, 0.0008205075933, 0.004679875315, 0.0352017837]
+    found = slopes(objective(terms), [logits, *maps])
+    assert found == pytest.approx([0.0288195656, *of_encoder, *of_gated], rel=1e-9)
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise, product
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor, nn
 
+import methods.tcseg
 from benchmark.seeding import seeded_torch
 from methods.base import Batch, NetOutput, Step
 from methods.common import SHORTEST, similarity
@@ -31,6 +33,7 @@ from methods.tcseg import (
     reliable,
     supervised,
 )
+from tests.reference.released import objective, slopes, waves
 
 SHAPE = (8, 8, 4)
 LATE = Step(500, 1000)
@@ -613,6 +616,94 @@ def test_each_decoder_learns_its_peers_pseudo_label_and_the_peer_gets_no_gradien
     assert (gradient[0, 1] > 0).all()
     assert (gradient[1, 1] < 0).all()
     assert nets["student"].z.grad is None
+
+
+class FirstVolumes(nn.Module):
+    """Gives as many volumes of these outputs as it is shown, one output a decoder."""
+
+    def __init__(self, *outputs: NetOutput) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.seen: list[Tensor] = []
+
+    def forward(self, image: Tensor) -> tuple[NetOutput, ...]:
+        self.seen.append(image)
+        return tuple(NetOutput(o.logits[: len(image)], o.features) for o in self.outputs)
+
+
+def two_balls() -> Tensor:
+    """Log-odds (12, 12, 12) of a large ball and a small one; far from both they are sure."""
+    grid = torch.cartesian_prod(*[torch.arange(12, dtype=torch.float64)] * 3)
+    a, b = ((grid - torch.tensor(c)).norm(dim=1) for c in ((4.5, 4.5, 5.0), (7.5, 7.5, 7.0)))
+    return 4 * torch.maximum(2.0 - a, 1.3 - b).view(12, 12, 12)
+
+
+def seen_by(phase: float, volumes: int) -> NetOutput:
+    """The balls as a decoder sees them, and features that nearly are its probabilities."""
+    odds = two_balls() + 0.3 * waves(volumes, 12, 12, 12, phase=phase)
+    z = torch.stack([-odds / 2, odds / 2], 1)
+    features = torch.cat([z.softmax(1), 0.2 * waves(volumes, 2, 12, 12, 12, phase=phase)], 1)
+    return NetOutput(z.requires_grad_(), features.detach().requires_grad_())
+
+
+@pytest.mark.parametrize(
+    ("index", "voxels", "pasted", "mixed", "loss", "of_logits"),
+    [
+        (6000, [386, 592], 723.0827, 0.04513101575, 0.2159473569, [0.005206942397, 0.005589524299]),
+        (6001, [92, 93], 799.5320, 0.04450357085, 0.2156336345, [0.005119714873, 0.005547334356]),
+    ],
+)
+def test_the_released_variant_has_the_figures_of_the_released_code(
+    monkeypatch: pytest.MonkeyPatch,
+    index: int,
+    voxels: list[int],
+    pasted: float,
+    mixed: float,
+    loss: float,
+    of_logits: list[float],
+) -> None:
+    """BubbleDirk/temporary_anonymous_tcseg@9f38be1, core_code_of_training.py, lines 356-485.
+
+    Its iterations 6,001, with boxes around the perturbation masks, and 6,002, with random ones,
+    where `voxels` are the unreliable ones; the draws are given. Its Dice, which it lacks, is
+    MC-Net's of that name. Cubes hide that it takes one axis for another; its closing, which differs
+    at a border, does not here. Images are pasted in float32.
+    """
+    elements = torch.zeros(2, 7, 7, 7, dtype=torch.bool)
+    elements[0, 2:5, 2:5, 2:5] = waves(3, 3, 3) > 0
+    elements[1, 1:5, 1:5, 1:5] = waves(4, 4, 4) > 0
+    ratios, centres = (0.4, [[0.6], [0.45]])[index == 6000], np.array([[3, 7], [10, 5]])
+    draw = Mock(beta=Mock(return_value=np.array(ratios)), integers=Mock(return_value=centres))
+    monkeypatch.setattr(methods.tcseg, "random_elements", lambda *_: elements.numpy())
+    masks = []
+
+    def boxes_of(mask: Tensor, _: np.random.Generator, *, targeted: bool) -> Tensor:
+        masks.append(mask)
+        return cutmix_boxes(mask, draw, targeted=targeted)
+
+    monkeypatch.setattr(methods.tcseg, "cutmix_boxes", boxes_of)
+    student = FirstVolumes(seen_by(1, 4), seen_by(2, 4))
+    teacher = FirstVolumes(seen_by(3, 2), seen_by(4, 2))
+    volumes = waves(4, 1, 12, 12, 12)
+    label = (two_balls() + waves(2, 12, 12, 12) > 0).long()
+    terms = TCSeg(variant="released").losses(
+        nn.ModuleDict({"student": student, "teacher": teacher}),
+        Batch(volumes[:2], label, volumes[2:], {}),
+        Step(index, 20_000),
+        generator(),
+    )
+    figures = {"supervised": 0.7219159211, "pseudo": 0.007438487215, "calibration": 0.005464381551}
+    found = {name: term.value.item() for name, term in terms.items()}
+    assert found == pytest.approx(figures | {"mixed": mixed}, rel=1e-8)
+    assert masks[0].sum((1, 2, 3)).tolist() == voxels
+    image = (student.seen[1] * waves(2, 1, 12, 12, 12, phase=5)).sum().item()
+    assert image == pytest.approx(pasted, rel=1e-6)
+    assert objective(terms).item() == pytest.approx(loss, rel=1e-8)
+    logits = [o.logits for o in student.outputs]
+    assert slopes(objective(terms), logits) == pytest.approx(of_logits, rel=1e-8)
+    features = [o.features for o in student.outputs]
+    of_features = [0.003202143833, 0.001632191664]
+    assert slopes(objective(terms), features) == pytest.approx(of_features, rel=1e-8)
 
 
 def test_a_pseudo_label_loss_of_one_decoder_does_not_move_the_other() -> None:

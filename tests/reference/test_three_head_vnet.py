@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from benchmark.networks import factory
 from benchmark.networks.three_head_vnet import ThreeHeadVNet
 from benchmark.networks.vnet import VNet
 from benchmark.seeding import seeded_torch
+from tests.reference.released import fill, in_their_order, sum_and_norm, waves
 
 BUILD = {"channels": 1, "width": 3, "levels": 3, "dropout": 0.5}
 
@@ -36,6 +39,19 @@ def test_each_head_is_the_end_of_a_v_net_on_the_shared_trunk(number):
     assert found.logits.equal(expected.logits)
     assert found.features.equal(expected.features)
     assert found.distance is None
+
+
+def test_it_has_the_figures_of_the_released_code():
+    """koncle/CoraNet@b9d454c, vnet.py, VNet with two filters and batch normalisation."""
+    net = factory(0, channels=1, width=2, levels=5, dropout=0.0)("vnet-three-heads").double()
+    trunk = [m for pair in zip_longest(net.ups, net.blocks) for m in pair if m is not None]
+    upwards = [p for module in [*trunk, *net.heads] for p in module.parameters()]
+    fill([*in_their_order(net.encoder), *upwards])
+    with torch.no_grad():
+        found = [sum_and_norm(output.logits) for output in net(waves(2, 1, 16, 32, 16))]
+    released = (-102449.0057, 871.7926307), (-25568.38558, 691.3093685), (53572.27884, 692.2475476)
+    for figures, expected in zip(found, released, strict=True):
+        assert figures == pytest.approx(expected, rel=1e-9)
 
 
 def test_at_sixteen_filters_two_more_heads_cost_two_blocks_and_outputs():

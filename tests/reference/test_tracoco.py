@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from benchmark.miniature import RUN, make_batch, small_learner, terms_at, train
 from benchmark.networks import initialise
 from benchmark.seeding import torch_generator
-from methods.base import Step
+from methods.base import Batch, NetOutput, Step
 from methods.common import supervised_loss
 from methods.tracoco import (
     TraCoCo,
@@ -20,6 +21,7 @@ from methods.tracoco import (
     overlap,
     translation,
 )
+from tests.reference.released import halves, objective, slopes, waves
 
 
 @pytest.fixture
@@ -138,19 +140,68 @@ def test_the_sides_of_a_box_follow_a_median_of_seven_which_is_beta_4_4(rng):
     assert medians.var().item() == pytest.approx(4 * 4 / (8**2 * 9), abs=0.001)
 
 
-def wave(*shape, step):
-    """The sine of step, 2 step, 3 step, ...: the same numbers everywhere."""
-    count = torch.arange(1, math.prod(shape) + 1, dtype=torch.float64)
-    return torch.sin(step * count).view(shape)
+class Answers(nn.Module):
+    """A network that gives these scores one after another, and keeps what it was shown."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.left, self.seen = list(logits), []
+
+    def forward(self, image):
+        self.seen.append(image)
+        return NetOutput(self.left.pop(0), image)
 
 
-def test_the_released_code_gives_the_same_for_the_same_tensors():
-    """Code/VnetLA of yyliu01/TraCoCo (ac6d8ac): losses.py, and train.py for the last two."""
-    a, b = (3 * wave(2, 2, 3, 4, 2, step=k) for k in (0.7, 1.3))
-    assert confident_cross_entropy(a, b).item() == pytest.approx(0.737298866278, rel=1e-10)
-    assert negative_entropy([*a, *b]).item() == pytest.approx(-0.446661251944, rel=1e-10)
-    clamped = (x[0].clamp(1e-6, 1) for x in (a, b))
-    assert translation(*clamped, axis=1).item() == pytest.approx(0.047276275467, rel=1e-10)
+def test_the_released_variant_has_the_figures_of_the_released_code(monkeypatch):
+    """yyliu01/TraCoCo@ac6d8ac, Code/VnetLA/train.py, lines 124-231, run as iteration 80 of 160.
+
+    Of networks with fixed scores; ratio, centres and order of its CutMix are given.
+    """
+    draws = iter([torch.tensor([1, 5, 7, 3]), torch.tensor([6, 2, 4, 1])])
+    monkeypatch.setattr(torch, "rand", lambda size, **_: 0.4 * torch.ones(size))
+    monkeypatch.setattr(torch, "randint", lambda *_, **__: next(draws).unsqueeze(1))
+    monkeypatch.setattr(torch, "randperm", lambda *_, **__: torch.tensor([2, 0, 3, 1]))
+    scores = [(1.5 * waves(4, 2, 8, 8, 6, phase=k)).requires_grad_() for k in range(8)]
+    here, there, clean, peer, here2, there2, mixed, peer2 = scores
+    nets = {
+        "first": Answers(here, there, peer.detach(), clean),
+        "second": Answers(here2, there2, peer2.detach(), mixed),
+    }
+    image, label = waves(4, 1, 8, 8, 6), halves(4, 8, 8, 6, phase=9)
+    shift = torch.tensor([[0, 0, 0], [-3, -1, -2], [-1, -6, 0], [-5, -2, -3]])
+    terms = TraCoCo(variant="released", rampup=160 / 9000, noise=0.0).losses(
+        nn.ModuleDict(nets),
+        Batch(image[:2], label[:2], image[2:], {"overlap": image, "shift": shift}),
+        Step(80, 9000),
+        torch.Generator(),
+    )
+    assert {name: term.value.item() for name, term in terms.items()} == pytest.approx(
+        {
+            "supervised": 1.671529866,
+            "pseudo": 3.312498230,
+            "translation": 0.2568055449,
+            "entropy": -1.284676612,
+        },
+        rel=1e-9,
+    )
+    assert terms["pseudo"].weight == pytest.approx(0.08595143906, rel=1e-9)
+    assert objective(terms).item() == pytest.approx(1.951823717, rel=1e-9)
+    pasted = (nets["second"].seen[-1] * waves(4, 1, 8, 8, 6, phase=5)).sum()
+    assert pasted.item() == pytest.approx(431.8100714, rel=1e-9)
+    found = slopes(objective(terms), [here, there, clean, here2, there2, mixed])
+    of_first = [0.01732816354, 0.0001627414426, 0.00247641657]
+    of_second = [0.02032507, 0.0001800987003, 0.003826133233]
+    assert found == pytest.approx(of_first + of_second, rel=1e-9)
+
+
+def test_the_shared_voxels_have_the_figures_of_the_released_code():
+    """yyliu01/TraCoCo@ac6d8ac, Code/VnetLA/Dataloader/augmentation.py, RandomCrop.
+
+    Of crops that begin at (40, 9, 5) and (7, 8, 0).
+    """
+    sides = (112, 112, 80)
+    assert overlap((-33, -1, -5), sides)[1:] == (slice(0, 79), slice(0, 111), slice(0, 75))
+    assert overlap((33, 1, 5), sides)[1:] == (slice(33, 112), slice(1, 112), slice(5, 80))
 
 
 @pytest.fixture(scope="module", params=["fixed", "released"])
