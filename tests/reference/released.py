@@ -30,6 +30,11 @@ def halves(*shape: int, phase: float = 0.0) -> Tensor:
     return (waves(*shape, phase=phase) > 0.5).long()
 
 
+def scored(logits: Tensor) -> NetOutput:
+    """The output of a decoder with these scores, and no features."""
+    return NetOutput(logits, logits[:, :0])
+
+
 class Given(nn.Module):
     """A network that gives these outputs, one a decoder, whatever it is shown."""
 
@@ -43,7 +48,7 @@ class Given(nn.Module):
 
 def given(*logits: Tensor) -> Given:
     """The network whose decoders have these scores, and no features."""
-    return Given(*(NetOutput(x, x[:, :0]) for x in logits))
+    return Given(*map(scored, logits))
 
 
 class VoxelByVoxel(nn.Module):

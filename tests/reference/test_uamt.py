@@ -14,12 +14,13 @@ from methods.base import Batch, Step
 from methods.common import entropy_threshold, masked_distance, noisy, predictive_entropy
 from methods.uamt import UAMT
 from tests.reference.released import (
-    InTurn,
+    OneByOne,
     fill,
     given,
     halves,
     in_their_order,
     objective,
+    scored,
     slopes,
     sum_and_norm,
     waves,
@@ -144,7 +145,9 @@ def test_the_objective_has_the_figure_of_the_released_code(step, distance, weigh
     passes = [waves(4, 2, 6, 5, 4, phase=2 + 0.3 * k) for k in range(4)]
     image = torch.zeros(2, 1, 6, 5, 4)
     terms = UAMT(rampup=1.0).losses(
-        torch.nn.ModuleDict({"student": given(logits), "teacher": InTurn(goal, *passes)}),
+        torch.nn.ModuleDict(
+            {"student": given(logits), "teacher": OneByOne(*map(scored, (goal, *passes)))}
+        ),
         Batch(image, halves(4, 6, 5, 4, phase=9)[:2], image, {}),
         Step(step, 6000),
         torch.Generator(),

@@ -13,7 +13,7 @@ from benchmark.seeding import torch_generator
 from methods.base import Batch, NetOutput, Step
 from methods.common import noisy, supervised_loss
 from methods.ugmcl import UGMCL, shape_of
-from tests.reference.released import Given, InTurn, halves, objective, slopes, waves
+from tests.reference.released import Given, OneByOne, halves, objective, scored, slopes, waves
 
 
 def trained(**fields):
@@ -169,7 +169,9 @@ def released_terms(method, output, step):
     passes = [waves(8, 2, 6, 5, 4, phase=2 + 0.3 * k) for k in range(4)]
     image, label = torch.zeros(2, 1, 6, 5, 4), halves(4, 6, 5, 4, phase=9)[:2]
     return method.losses(
-        torch.nn.ModuleDict({"student": Given(output), "teacher": InTurn(goal, *passes)}),
+        torch.nn.ModuleDict(
+            {"student": Given(output), "teacher": OneByOne(*map(scored, (goal, *passes)))}
+        ),
         Batch(image, label, image, {"sdf": torch.zeros(2, 1, 6, 5, 4)}),
         Step(step, 30_000),
         torch.Generator(),
