@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from benchmark import checkpoint, environment, runner, trainer
-from benchmark.attempts import DONE
+from benchmark.attempts import DONE, ERROR_FILE
 from benchmark.evaluation import Evaluator
 from benchmark.executors.base import Event, Executor
 from benchmark.executors.inline import Inline
@@ -146,32 +146,49 @@ def killed_phases(scale: Scale) -> Row:
     toy(scale)
     processes()
     with ThreadPoolExecutor(environment.cores()) as threads:
-        bad = sum(threads.map(lambda name: _killed_phases(scale, name, each), names))
+        found = threads.map(lambda name: _killed_phases(scale, name, each), names)
+        wrong = [what for of_a_method in found for what in of_a_method]
     count = f"{len(names)} methods x {len(PHASES)} phases x {each} = "
     count += f"{len(names) * len(PHASES) * each:,}"
     said = "differing runs; loading in the run's process"
-    return Row("run killed in 7 phases", count, bad, said)
+    return Row("run killed in 7 phases", count, len(wrong), "; ".join([said, *wrong]))
 
 
-def _killed_phases(scale: Scale, name: str, each: int) -> int:
-    """How often a method's runs differ after kills, `each` in every phase."""
+def _killed_phases(scale: Scale, name: str, each: int) -> list[str]:
+    """What went wrong with a method's runs after kills, `each` in every phase."""
     made = planned(scale, scale.folder / "x", name, predictors="all")
     whole, (run,) = fresh(made, scale.folder / f"whole-{name}")
-    bad = int(attempt(whole, run) != DONE)
-    expected, rng = contents(whole, run), scale.rng(name)
     cut, _ = fresh(made, scale.folder / f"cut-{name}")
+    code, rng, wrong = attempt(whole, run), scale.rng(name), []
+    if code != DONE:
+        return [f"{name}: {_ended(whole, run, code)}"]
     # A run is cut in one phase after another until it ends, so that cuts of cuts are tried too.
     for phase, (_, places) in list(PHASES.items()) * each:
         code = DONE
         while code != -signal.SIGKILL:
             if cut.is_done(run):
-                bad += contents(cut, run) != expected
+                wrong += [f"{name}, before {phase}: {t}" for t in _unlike(whole, cut, run)]
                 shutil.rmtree(cut.path)
                 fresh(made, cut.path)
             code = attempt(cut, run, phase, int(rng.integers(places)) + 1)
             if code not in (-signal.SIGKILL, DONE):
-                return bad + 1
-    return bad + (attempt(cut, run) != DONE or contents(cut, run) != expected)
+                return [*wrong, f"{name}, {phase}: {_ended(cut, run, code)}"]
+    code = attempt(cut, run)
+    if code != DONE:
+        return [*wrong, f"{name}, at the end: {_ended(cut, run, code)}"]
+    return wrong + [f"{name}, at the end: {t}" for t in _unlike(whole, cut, run)]
+
+
+def _ended(store: Store, run: str, code: int) -> str:
+    """How an attempt ended that should not have."""
+    path = store.work(run) / ERROR_FILE
+    return f"exit code {code} {path.read_text() if path.exists() else ''}".rstrip()
+
+
+def _unlike(one: Store, other: Store, run: str) -> list[str]:
+    """Tables of a run that differ."""
+    expected, found = contents(one, run), contents(other, run)
+    return [f"{table} differs" for table in expected if expected[table] != found[table]]
 
 
 def damaged_checkpoints(scale: Scale) -> Row:
