@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +19,22 @@ from reports.facts import MAIN, Facts
 from reports.render import csv_text, write_file
 
 STEM: Final = "trajectories"
-_COLUMNS: Final = 2
+TOGETHER: Final = 8
+"""As many methods are told apart in one panel."""
+
+
+class _Size(NamedTuple):
+    """Of panels: how many side by side, inches, letters of a title in a line, their size."""
+
+    columns: int
+    width: float
+    height: float
+    letters: int
+    font: float
+
+
+_LARGE: Final = _Size(2, 6.4, 3.8, 70, 10)
+_SMALL: Final = _Size(4, 3.8, 2.7, 50, 8)
 
 
 def write_trajectories(facts: Facts, out: Path) -> list[Path]:
@@ -60,24 +76,43 @@ def trajectories(facts: Facts) -> pd.DataFrame:
 
 
 def draw(values: pd.DataFrame) -> Figure:
-    """A panel per setting: each run thin with its last and best, the median of a method thick."""
+    """Each run thin with its last and best, the median of a method thick.
+
+    A panel per setting; where one has more than `TOGETHER` methods, a panel per method, with the
+    medians of the others in grey.
+    """
     if values.empty:
         return blank("Trajectories: no run has finished yet.")
-    settings = list(dict.fromkeys(values["setting"]))
+    panels = list(_panels(values))
     palette = colours(sorted(set(values["label"])))
-    columns = min(_COLUMNS, len(settings))
-    rows = ceil(len(settings) / columns)
-    figure = Figure(figsize=(max(8.0, 6.4 * columns), 3.8 * rows + 0.5), layout="constrained")
-    for place, setting in enumerate(settings):
+    together = {name for _, own, _ in panels if own["label"].nunique() > 1 for name in own["label"]}
+    size = _SMALL if len(panels) > values["setting"].nunique() else _LARGE
+    columns = min(size.columns, len(panels))
+    rows = ceil(len(panels) / columns)
+    width, height = max(8.0, size.width * columns), size.height * rows + 0.5
+    figure = Figure(figsize=(width, height), layout="constrained")
+    for place, (title, own, setting) in enumerate(panels):
         axes = figure.add_subplot(rows, columns, place + 1)
         plain(axes)
-        axes.set_title(literal(setting, 70), fontsize=10, loc="left")
+        axes.set_title(literal(title, size.letters), fontsize=size.font, loc="left")
         axes.set_xlabel("step", fontsize=9)
         axes.set_ylabel("DSC [%]", fontsize=9)
-        for label, group in values[values["setting"] == setting].groupby("label"):
+        axes.set_ylim(*_limits(setting["dsc"]))
+        for label in setting["label"].unique():
+            if label not in set(own["label"]):
+                middle = _median(setting[setting["label"] == label])
+                axes.plot(middle.index, middle, color=GREY, linewidth=0.7, alpha=0.35, zorder=1)
+        for label, group in own.groupby("label"):
             _draw_method(axes, group, palette[str(label)])
-    handles = [Line2D([], [], color=palette[name], linewidth=2.2, label=name) for name in palette]
+    handles = [
+        Line2D([], [], color=palette[name], linewidth=2.2, label=name)
+        for name in palette
+        if name in together
+    ]
     handles.append(Line2D([], [], color=GREY, linewidth=2.2, label="median over runs"))
+    if size is _SMALL:
+        line = Line2D([], [], color=GREY, linewidth=0.7, alpha=0.5, label="those of other methods")
+        handles.append(line)
     handles += [
         Line2D([], [], color=GREY, linewidth=0.8, alpha=0.6, label="one run"),
         Line2D([], [], color=GREY, marker="o", markersize=5, linestyle="", label="its last"),
@@ -90,10 +125,31 @@ def draw(values: pd.DataFrame) -> Figure:
     return figure
 
 
+def _panels(values: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFrame]]:
+    """Title, what a panel is about, and the whole setting that it belongs to."""
+    for setting, group in values.groupby("setting", sort=False):
+        if group["label"].nunique() <= TOGETHER:
+            yield str(setting), group, group
+        else:
+            for label, own in group.groupby("label"):
+                yield f"{label}: {setting}", own, group
+
+
+def _limits(dsc: pd.Series) -> tuple[float, float]:
+    """The same for all panels of a setting, so that they can be compared."""
+    lowest, highest = float(dsc.min()), float(dsc.max())
+    margin = 0.05 * (highest - lowest) or 1.0
+    return lowest - margin, highest + margin
+
+
+def _median(values: pd.DataFrame) -> pd.Series:
+    return values.groupby("step")["dsc"].median()
+
+
 def _draw_method(axes: Axes, values: pd.DataFrame, colour: str) -> None:
     for _, run in values.groupby("run"):
         axes.plot(run["step"], run["dsc"], color=colour, linewidth=0.8, alpha=0.4)
-    middle = values.groupby("step")["dsc"].median()
+    middle = _median(values)
     label = values["label"].iloc[0]
     axes.plot(middle.index, middle, color=colour, linewidth=2.2, gid=f"median {label}")
     best, last = values[values["best"]], values[values["last"]]

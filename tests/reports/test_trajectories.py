@@ -71,6 +71,23 @@ def test_the_figure_draws_medians_and_marks(store):
         assert np.sort(drawn, axis=0) == pytest.approx(np.sort(wanted, axis=0))
 
 
+def test_many_methods_get_a_panel_each_of_one_scale_before_the_medians_of_the_others(tmp_path):
+    store = Store.open(tmp_path / "store", create=True)
+    methods = [f"m{i}" for i in range(trajectories.TOGETHER + 1)]
+    for i, method in enumerate(methods):
+        toy.add(store, toy.cases(toy.run_id(method), {1000: (0.1 * i,)}), toy.spec(method))
+    panels = trajectories.draw(trajectories.trajectories(facts(store))).axes
+    assert [panel.get_title(loc="left").split(":")[0] for panel in panels] == methods
+    assert len({panel.get_ylim() for panel in panels}) == 1
+    for i, panel in enumerate(panels):
+        (own,) = (line for line in panel.lines if line.get_gid() == f"median m{i}")
+        assert own.get_ydata() == pytest.approx([10 * i])
+        grey = [line for line in panel.lines if line.get_color() == trajectories.GREY]
+        assert sorted(float(line.get_ydata()[0]) for line in grey) == pytest.approx(
+            [10 * j for j in range(len(methods)) if j != i]
+        )
+
+
 def test_the_data_behind_the_figure_are_a_file(store, tmp_path):
     made = write_report(store.path, "last", tmp_path / "out", names=["trajectories"])
     assert [p.name for p in made.paths] == [
