@@ -12,19 +12,12 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 
-from protocols.comparison import (
-    ALPHA,
-    CANNOT_DECIDE,
-    NOT_SHOWN,
-    TESTS,
-    chosen_cases,
-    compare,
-    seeds_by_cases,
-)
+from protocols.comparison import TESTS, chosen_cases, compare, seeds_by_cases
 from protocols.intervals import DRAWS, LEVEL
 from protocols.metrics import METRICS
 from protocols.policies import POLICIES
 from protocols.rules import Last
+from protocols.significance import ALPHA, CANNOT_DECIDE, NOT_SHOWN
 from protocols.table import with_identity
 from protocols.variance import LAST, components, stopping
 from reports.facts import MAIN, Facts

@@ -8,27 +8,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from protocols.comparison import (
+from protocols.comparison import TESTS, by_case, chosen_cases, compare, seeds_by_cases
+from protocols.policies import POLICIES, score
+from protocols.rules import Best, LastK, parse_rule
+from protocols.significance import (
     ARRANGEMENTS,
     CANNOT_DECIDE,
     EXACT,
     FIRST,
     NOT_SHOWN,
     SECOND,
-    TESTS,
     UNDEFINED,
-    by_case,
-    chosen_cases,
-    compare,
     holm,
     rank_sum,
-    seeds_by_cases,
     sign_flip,
     signed_rank,
     verdict,
 )
-from protocols.policies import POLICIES, score
-from protocols.rules import Best, LastK, parse_rule
 from protocols.statistics import FAILED
 from protocols.table import outcomes
 from protocols.trajectory import trajectory
