@@ -23,10 +23,10 @@ from benchmark.data.manifest import is_prepared
 from benchmark.estimate import Cost, costs
 from benchmark.executors import EXECUTORS
 from benchmark.executors.base import Executor, Resources
+from benchmark.jobs import Job
 from benchmark.plugins import from_file, resolve
 from benchmark.profiles import PROFILES
 from benchmark.remaining import Left, in_words, together
-from benchmark.runner import Job
 from benchmark.scheduler import Request, Summary, View, execute, grid, require_predictions
 from benchmark.spec import parse_overrides, parse_seeds
 from benchmark.view import Bars, Lines, Silent

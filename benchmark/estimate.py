@@ -18,8 +18,9 @@ from benchmark.data.sampling import EXTRAS
 from benchmark.data.volumes import reduced_shape
 from benchmark.evaluation import WINDOWS_AT_ONCE
 from benchmark.inference import count_windows
+from benchmark.jobs import Job
 from benchmark.remaining import Rate
-from benchmark.runner import EVALUATED_SPLITS, Job, build_learner, chosen_predictors
+from benchmark.runner import EVALUATED_SPLITS, build_learner, chosen_predictors
 from benchmark.spec import RunSpec
 from benchmark.trainer import Learner, evaluating, train_step
 from methods.base import Batch, Step

@@ -7,7 +7,6 @@ import resource
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,7 +15,6 @@ import pandas as pd
 import torch
 
 from benchmark import checkpoint, environment
-from benchmark.attempts import CLAIM, JOB_FILE
 from benchmark.data import open_dataset
 from benchmark.data.base import Dataset, Split, Volume
 from benchmark.data.links import linked_cases
@@ -24,52 +22,23 @@ from benchmark.data.sampling import Sampler
 from benchmark.data.splits import split_labelled
 from benchmark.data.volumes import load_volumes
 from benchmark.evaluation import Evaluator, Prediction, reference_cache
+from benchmark.jobs import Job, row_of, spent
 from benchmark.networks import initialise
 from benchmark.plugins import digest
 from benchmark.prefetch import prefetched
-from benchmark.progress import Progress, Reporter
-from benchmark.progress import read as read_progress
+from benchmark.progress import Reporter
 from benchmark.spec import RunSpec, canonical_json
 from benchmark.trainer import Diverged, Learner, evaluating, make_learner, train
 from methods.base import Predictor
-from results.claims import Claim, close, newest
+from results.claims import Claim
 from results.errors import UserError
-from results.schema import OPTIONAL, TABLES, Keep
+from results.schema import TABLES
 from results.store import RUN_TABLES, Store
 
 Outcome = Literal["finished", "failed"]
-UNKNOWN = -1
-"""Number of parameters of a run that no attempt lived long enough to tell."""
 EVALUATED_SPLITS: tuple[Split, ...] = ("val", "test")
 READ_EVERY = 25
 """Steps between two readings of the terms on a GPU."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A run and where its things are.
-
-    source:  the dataset as the user named it: a known name or a folder.
-    data:    the data root.
-    label, unit, unlabelled: of the dataset, and how many volumes it leaves unlabelled.
-    plugins: files that hold methods from outside the harness.
-    keep:    of which evaluations the predictions are stored; no part of the run's identity.
-    """
-
-    spec: RunSpec
-    source: str
-    data: Path
-    label: str
-    unit: str
-    unlabelled: int
-    plugins: tuple[str, ...] = ()
-    keep: Keep = Keep.NONE
-
-    @property
-    def kept(self) -> tuple[int, ...]:
-        """Steps whose predictions are stored."""
-        choices = {Keep.NONE: (), Keep.LAST: (self.spec.steps,), Keep.ALL: self.spec.evaluated}
-        return choices[self.keep]
 
 
 @dataclass(frozen=True)
@@ -81,20 +50,6 @@ class World:
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     evaluated: Mapping[Split, tuple[str, ...]]
-
-
-def announce(job: Job, store: Store) -> None:
-    """Make the run known to the store before it begins, so that none is ever forgotten."""
-    content = {
-        "spec": job.spec.canonical(),
-        "checkpoint_every": job.spec.profile.checkpoint_every,
-        "dataset": job.source,
-        "data": str(job.data.resolve()),
-        "plugins": list(job.plugins),
-        "keep_predictions": job.keep,
-        "row": row_of(job),
-    }
-    store.write_work(job.spec.run_id, JOB_FILE, canonical_json(content))
 
 
 def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim) -> Outcome:
@@ -121,59 +76,6 @@ def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(_out_of_memory(job.spec, device)) from error
     return "finished" if store.state(run_id) == "finished" else "failed"
-
-
-def claim_of(store: Store, run_id: str, lease_s: float, job: str = "") -> Claim:
-    """Claim a run, saying which step this attempt begins from.
-
-    Args:
-        store: where it was announced.
-        run_id: the run.
-        lease_s: silence after which others may take over.
-        job: the cluster's name of the job that this process is, if it is one. Only one process of
-            a job lives at a time, so what the same job held before it was requeued is let go.
-
-    Raises:
-        Held: another process is at work on it.
-    """
-    folder = store.work(run_id)
-    last = newest(folder, CLAIM)
-    if job and last is not None and last.facts.get("job") == job and not last.ending:
-        close(last, "requeued", "its job was started again")
-    facts = {"step": checkpoint.newest_step(folder), "job": job}
-    return Claim.take(folder, CLAIM, lease_s, facts)
-
-
-def abandon(store: Store, run_id: str, reason: str) -> None:
-    """Record an announced run as failed, with the rows that it has.
-
-    Raises:
-        UserError: the store cannot be written, or what was announced cannot be read.
-    """
-    row = json.loads(store.read_work(run_id, JOB_FILE))["row"]
-    tables = {name: store.read_parts(run_id, name) for name in (*RUN_TABLES, *OPTIONAL)}
-    code = environment.harness_commit()
-    record = row | {
-        "state": "failed",
-        "error": reason,
-        "parameters": UNKNOWN,
-        "device": "",
-        "environment": "[]",
-        "resumed_elsewhere": False,
-        "versions": canonical_json(environment.versions()),
-        "commit": code.commit,
-        "dirty": code.dirty,
-    }
-    now = read_progress(store.work(run_id)) or Progress(row["steps"], row["evaluations"])
-    kept = {n: rows for n, rows in tables.items() if n in RUN_TABLES or len(rows)}
-    store.commit(run_id, kept, record, _spent(now) | {"notes": [], "linked": {}, "plugins": {}})
-
-
-def clean(store: Store, run_id: str) -> None:
-    """Remove what a run that is done left in its work folder."""
-    # Another process may be announcing the same run this moment; the next command cleans then.
-    with suppress(UserError):
-        store.clean_work(run_id)
 
 
 def load_world(spec: RunSpec, source: str, data: Path) -> World:
@@ -457,52 +359,11 @@ class _Attempt:
     def _sidecar(self) -> dict[str, Any]:
         self.reporter.attempt.peak_memory_bytes = _peak_memory(self.device)
         self.reporter.write(force=True)
-        return _spent(self.reporter.progress) | {
+        return spent(self.reporter.progress) | {
             "notes": list(self.world.dataset.card.notes),
             "linked": linked_cases(self.world.dataset),
             "plugins": {Path(p).name: digest(Path(p)) for p in self.plugins},
         }
-
-
-def _spent(progress: Progress) -> dict[str, Any]:
-    """What all attempts took."""
-    attempts = progress.attempts
-    return {
-        "attempts": [asdict(a) for a in attempts],
-        "resumed": len(attempts) > 1,
-        "seconds": progress.seconds,
-        "seconds_per_step": progress.spent("training") / max(1, progress.trained),
-        "seconds_per_case": sum(a.segmenting_seconds for a in attempts)
-        / max(1, sum(a.segmented for a in attempts)),
-        "seconds_per_evaluation": progress.spent("evaluating") / max(1, progress.evaluations_made),
-        "pseudo_label_seconds": progress.spent("pseudo-labels"),
-        "peak_memory_bytes": max((a.peak_memory_bytes for a in attempts), default=0),
-    }
-
-
-def row_of(job: Job) -> dict[str, Any]:
-    """What is known of a run before it begins: the columns of its record that its spec decides."""
-    spec = job.spec
-    return {
-        "run": spec.run_id,
-        "method": spec.method.name,
-        "version": spec.method.version,
-        "hyperparameters": canonical_json(asdict(spec.method)),
-        "changed": canonical_json(spec.changed()),
-        "recipe": spec.recipe_label,
-        "fidelity": str(spec.method.fidelity),
-        "dataset": job.label,
-        "fingerprint": spec.fingerprint,
-        "unit": job.unit,
-        "labelled": spec.labelled,
-        "unlabelled": job.unlabelled,
-        "seed": spec.seed,
-        "profile": spec.profile_label,
-        "steps": spec.steps,
-        "evaluations": len(spec.evaluated),
-        "predictors": ",".join(spec.predictors),
-        "spec": canonical_json(spec.canonical()),
-    }
 
 
 def _stops(spec: RunSpec, done: int) -> list[int]:

@@ -12,9 +12,9 @@ from benchmark.data import open_dataset
 from benchmark.data.base import Dataset
 from benchmark.data.splits import labelled_count, split_labelled
 from benchmark.executors.base import Ending, Event, Executor, busy
+from benchmark.jobs import Job, announce, clean
 from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
-from benchmark.runner import Job, announce, clean
 from benchmark.spec import RunSpec, method_for, override, recipe_of
 from methods.base import Method
 from results.errors import UserError

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from benchmark import progress as run_progress
 from benchmark.executors.base import Ending, Event
+from benchmark.jobs import Job
 from benchmark.remaining import (
     Left,
     Rate,
@@ -24,7 +25,6 @@ from benchmark.remaining import (
     remaining,
     together,
 )
-from benchmark.runner import Job
 from benchmark.spec import RunSpec
 from results.store import Store
 

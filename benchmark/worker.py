@@ -18,13 +18,11 @@ from __future__ import annotations
 
 import argparse
 import errno
-import json
 import signal
 import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -39,18 +37,15 @@ from benchmark.attempts import (
     ERROR,
     ERROR_FILE,
     IO,
-    JOB_FILE,
     LOG_FILE,
     OUT_OF_MEMORY,
     STOPPED,
 )
-from benchmark.plugins import resolve
-from benchmark.runner import Job, abandon, claim_of, clean, run
-from benchmark.spec import spec_from_canonical
+from benchmark.jobs import abandon, claim_of, clean, read_job
+from benchmark.runner import run
 from results import claims
 from results.claims import LEASE_S, Claim, Held, Lost
 from results.errors import UserError
-from results.schema import Keep
 from results.store import Store
 
 KILLED: Final = "killed"
@@ -67,47 +62,6 @@ _FAILING: Final = _FULL | {
     *(errno.EREMOTEIO, errno.ENOLINK, errno.EHOSTDOWN, errno.ECONNRESET, errno.ENOTCONN),
 }
 _NO_MEMORY: Final = ("can't allocate memory", "cannot allocate memory", "bad_alloc")
-
-
-def read_job(store: Store, run_id: str, plugins: Sequence[str]) -> Job:
-    """The job that `announce` wrote into the run's work folder.
-
-    Args:
-        store: where it was announced.
-        run_id: the run.
-        plugins: files whose code may be run; what the folder says is not enough.
-
-    Raises:
-        UserError: it needs another plugin, or cannot be read.
-    """
-    try:
-        data = json.loads(store.read_work(run_id, JOB_FILE))
-        named = [str(name) for name in data["plugins"]]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UserError(
-            f"{store.work(run_id) / JOB_FILE} is damaged ({error!r}); run the same `bench run` "
-            "command again"
-        ) from None
-    foreign = [name for name in named if name not in plugins]
-    if foreign:
-        raise UserError(
-            f"run {run_id} needs the plugin {foreign[0]}, which this command does not name; "
-            f"if you trust its code, add --plugin {foreign[0]}"
-        )
-    methods = resolve([data["spec"]["method"]["name"]], data["plugins"])
-    spec = spec_from_canonical(data["spec"], methods)
-    profile = replace(spec.profile, checkpoint_every=data["checkpoint_every"])
-    row = data["row"]
-    return Job(
-        spec=replace(spec, profile=profile),
-        source=data["dataset"],
-        data=Path(data["data"]),
-        label=row["dataset"],
-        unit=row["unit"],
-        unlabelled=row["unlabelled"],
-        plugins=tuple(data["plugins"]),
-        keep=Keep(data.get("keep_predictions", Keep.NONE)),
-    )
 
 
 def work(

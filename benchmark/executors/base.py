@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, ClassVar, Self
 
 from benchmark.attempts import AGAIN, ATTEMPTS, BUSY, CLAIM, DONE, left_message
-from benchmark.runner import clean
+from benchmark.jobs import clean
 from benchmark.worker import busy_message, give_up, note_death
 from results.claims import newest
 from results.store import Store

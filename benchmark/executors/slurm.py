@@ -35,7 +35,7 @@ from benchmark.executors.base import (
     command,
     settle,
 )
-from benchmark.runner import clean
+from benchmark.jobs import clean
 from benchmark.slurm_queue import (
     End,
     Entry,

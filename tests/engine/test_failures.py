@@ -20,10 +20,10 @@ from benchmark import checkpoint
 from benchmark.attempts import BUSY, CLAIM, DONE, ERROR, IO, OUT_OF_MEMORY
 from benchmark.executors.base import Ending, Event, settle
 from benchmark.executors.local import Local, Slot
-from benchmark.runner import announce
+from benchmark.jobs import announce, read_job
 from benchmark.scheduler import execute
 from benchmark.view import Bars, Silent
-from benchmark.worker import read_job, work
+from benchmark.worker import work
 from results.claims import Claim
 from results.errors import UserError
 from results.store import Store

@@ -28,9 +28,9 @@ from benchmark.data import open_dataset
 from benchmark.data.split_file import read_split
 from benchmark.data.volumes import load_volumes
 from benchmark.executors.local import Local, Slot
+from benchmark.jobs import announce, read_job
 from benchmark.plugins import installed
-from benchmark.runner import announce
-from benchmark.worker import read_job, work
+from benchmark.worker import work
 from reports.render import csv_text, latex_text, markdown_text
 from reports.report import write_report
 from results import claims

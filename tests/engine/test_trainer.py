@@ -12,8 +12,9 @@ import torch
 from medpy.metric import binary
 from torch import nn
 
-from benchmark import checkpoint, runner
+from benchmark import checkpoint
 from benchmark.attempts import DONE
+from benchmark.jobs import Job
 from benchmark.networks import initialise
 from benchmark.prefetch import prefetched
 from benchmark.runner import build_learner, chosen_predictors, load_world
@@ -217,7 +218,7 @@ def test_stored_rows_are_those_of_the_saved_networks(
         assert (row.tp, row.tn) == ((mask & truth).sum(), (~mask & ~truth).sum())
 
 
-def naive_mask(predict: Predictor, image: np.ndarray, job: runner.Job) -> np.ndarray:
+def naive_mask(predict: Predictor, image: np.ndarray, job: Job) -> np.ndarray:
     """The field's loop, one window at a time."""
     patch, stride = job.spec.geometry.patch, job.spec.geometry.stride
     shape = image.shape[1:]

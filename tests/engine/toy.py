@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from benchmark.commands import Plan
-from benchmark.runner import Job, announce
+from benchmark.jobs import Job, announce
 from results.store import Store
 
 

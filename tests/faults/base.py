@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmark.commands import Plan
 from benchmark.data import source_for
-from benchmark.runner import announce
+from benchmark.jobs import announce
 from results.store import RUN_TABLES, Store
 from tests.engine.toy import make_folder, plan
 
