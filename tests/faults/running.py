@@ -12,7 +12,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +146,9 @@ def killed_phases(scale: Scale) -> Row:
     names = [m.name for m in METHODS] if scale.full else ["tcseg"]
     each = scale.pick(scale.each, 1)
     toy(scale)
-    processes()
-    with ThreadPoolExecutor(environment.cores()) as threads:
-        found = threads.map(lambda name: _killed_phases(scale, name, each), names)
+    # Not threads: starting a process polls those of other threads too, and takes exit codes away.
+    with ProcessPoolExecutor(environment.cores(), get_context("spawn")) as drivers:
+        found = drivers.map(_killed_phases, repeat(scale), names, repeat(each))
         wrong = [what for of_a_method in found for what in of_a_method]
     count = f"{len(names)} methods x {len(PHASES)} phases x {each} = "
     count += f"{len(names) * len(PHASES) * each:,}"
