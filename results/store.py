@@ -16,16 +16,14 @@ Whoever is killed in between leaves the renamed record behind, which says that t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -34,17 +32,21 @@ import pandas as pd
 from results.claims import Claim, Held
 from results.errors import UserError
 from results.parquet import decode, encode
+from results.publishing import (
+    PAUSE_S,
+    TEMPORARY,
+    explained,
+    flush_folder,
+    link,
+    replace,
+    temporary_file,
+)
 from results.schema import OPTIONAL, TABLES
 
 RUN_TABLES: Final = ("cases", "history", "pseudo")
 _RUN_ID: Final = re.compile(r"[a-z0-9-]{1,64}")
 _PART: Final = re.compile(r"([a-z]+)-(\d+)\.parquet")
-_TEMPORARY: Final = ".tmp-"
 _DISCARDED: Final = ".discarded-"
-_NO_LINKS: Final = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
-_FULL: Final = {errno.ENOSPC, errno.EDQUOT}
-_CLAIM_PATIENCE_S: Final = 10.0
-_CLAIM_PAUSE_S: Final = 0.02
 _CLAIM: Final = "discard"
 TOLD: Final = ("state", "error", "steps", "evaluations")
 """What the sidecar repeats of the record: JSON of ten thousand runs is read in a moment."""
@@ -69,10 +71,10 @@ class Store:
         """
         store = cls(path)
         if create:
-            with _explained(store.path):
+            with explained(store.path):
                 for name in (*RUN_TABLES, "runs", "work"):
                     (store.path / name).mkdir(parents=True, exist_ok=True)
-                _flush_folder(store.path)
+                flush_folder(store.path)
             store.refuse_links()
         elif not (store.path / "runs").is_dir():
             raise UserError(
@@ -132,7 +134,7 @@ class Store:
         if not self.is_done(run):
             told = {**sidecar, "record": {name: record[name] for name in TOLD}}
             text = json.dumps(told, sort_keys=True, indent=1, allow_nan=False)
-            _replace(self._file("runs", run, "json"), run, text.encode())
+            replace(self._file("runs", run, "json"), run, text.encode())
         created = self._publish(self._file("runs", run), run, last)
         return "committed" if created else "already"
 
@@ -142,7 +144,7 @@ class Store:
 
     def done(self) -> list[str]:
         """Ids of finished and failed runs, in order."""
-        with _explained(self.path / "runs"):
+        with explained(self.path / "runs"):
             entries = os.listdir(self.path / "runs")
         names = [n for n in entries if n.endswith(".parquet") and not n.startswith(".")]
         return sorted(_checked(name.removesuffix(".parquet")) for name in names)
@@ -231,9 +233,9 @@ class Store:
             if self.state(run) != "failed":
                 raise UserError(f"run {run} finished; only failed runs can be discarded")
             # Without a record by now, another process is about the same.
-            with _explained(self.path), suppress(FileNotFoundError):
+            with explained(self.path), suppress(FileNotFoundError):
                 os.replace(self._file("runs", run), discarded)
-                _flush_folder(discarded.parent)
+                flush_folder(discarded.parent)
         self._finish_discarding(run)
 
     # Unfinished runs
@@ -252,7 +254,7 @@ class Store:
     def write_work(self, run: str, name: str, text: str) -> Path:
         """Write a text file into the work folder, atomically; `spec.json` makes a run known."""
         path = self.work(run) / name
-        _replace(path, run, text.encode())
+        replace(path, run, text.encode())
         return path
 
     def read_work(self, run: str, name: str) -> str:
@@ -261,7 +263,7 @@ class Store:
         Raises:
             UserError: it cannot be read.
         """
-        with _explained(self.work(run) / name):
+        with explained(self.work(run) / name):
             return (self.work(run) / name).read_text()
 
     def unfinished(self) -> list[str]:
@@ -275,7 +277,7 @@ class Store:
         The `run` column may be left out.
         """
         content = encode(table, _of_run(frame, run))
-        _replace(self.work(run) / f"{table}-{step}.parquet", run, content)
+        replace(self.work(run) / f"{table}-{step}.parquet", run, content)
 
     def read_parts(self, run: str, table: str) -> pd.DataFrame:
         """All rows kept for an unfinished run, in the order of steps."""
@@ -284,13 +286,13 @@ class Store:
 
     def drop_parts_after(self, run: str, step: int) -> None:
         """Remove rows kept beyond `step`: those of a checkpoint that was lost."""
-        with _explained(self.work(run)):
+        with explained(self.work(run)):
             for table in (*RUN_TABLES, *OPTIONAL):
                 for at, path in self._parts(run, table):
                     if at > step:
                         path.unlink()
             if self.work(run).is_dir():
-                _flush_folder(self.work(run))
+                flush_folder(self.work(run))
 
     def read_partial(self, table: str) -> pd.DataFrame:
         """The rows that unfinished runs have so far."""
@@ -312,7 +314,7 @@ class Store:
         """
         if not self.is_done(run):
             raise UserError(f"run {run} has no record: its work folder {self.work(run)} stays")
-        with _explained(self.work(run)):
+        with explained(self.work(run)):
             if self.work(run).exists():
                 shutil.rmtree(self.work(run))
 
@@ -320,8 +322,8 @@ class Store:
         """Remove temporary files that killed processes left, older than `hours`; count them."""
         oldest = time.time() - hours * 3600
         swept = 0
-        with _explained(self.path):
-            for path in self.path.glob(f"*/**/{_TEMPORARY}*"):
+        with explained(self.path):
+            for path in self.path.glob(f"*/**/{TEMPORARY}*"):
                 with suppress(FileNotFoundError):
                     if path.stat().st_mtime < oldest:
                         path.unlink()
@@ -331,7 +333,7 @@ class Store:
     def _finish_discarding(self, run: str) -> None:
         """Remove what a discarded attempt has left, if anything; the renamed record goes last."""
         discarded = self._discarded(run)
-        with _explained(discarded):
+        with explained(discarded):
             while discarded.exists():
                 self.work(run).mkdir(parents=True, exist_ok=True)
                 # Its folder goes where another process has finished the run by now.
@@ -341,7 +343,7 @@ class Store:
                     with suppress(OSError):  # more lies in it where the run was announced
                         self.work(run).rmdir()
                     return
-                time.sleep(_CLAIM_PAUSE_S)
+                time.sleep(PAUSE_S)
 
     def _remove_discarded(self, run: str, claim: Claim) -> None:
         discarded = self._discarded(run)
@@ -354,7 +356,7 @@ class Store:
             claim.require()
             if discarded.exists() and path.exists():
                 path.unlink()
-                _flush_folder(path.parent)
+                flush_folder(path.parent)
 
     def _discarded(self, run: str) -> Path:
         return self.path / "runs" / f"{_DISCARDED}{_checked(run)}"
@@ -374,11 +376,11 @@ class Store:
 
     def _publish(self, final: Path, run: str, content: bytes) -> bool:
         """Give the content its final name unless that is taken; whether it was free."""
-        with _explained(final):
+        with explained(final):
             final.parent.mkdir(parents=True, exist_ok=True)
-            with _temporary(final.parent, run, content) as temporary:
-                created = _link(temporary, final)
-            _flush_folder(final.parent)
+            with temporary_file(final.parent, run, content) as temporary:
+                created = link(temporary, final)
+            flush_folder(final.parent)
             if created:
                 return True
             ours, theirs = _digest(content), _digest(final.read_bytes())
@@ -415,95 +417,3 @@ def _of_run(frame: pd.DataFrame, run: str) -> pd.DataFrame:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn errors of the file system into a message that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            text = f"the store is full: {path} could not be written; free some space and run again"
-        else:
-            text = (
-                f"the store cannot be used at {path}: {error.strerror or error}; "
-                "mend that, or name another with --store"
-            )
-        raise UserError(f"{text} (what is stored is intact)") from error
-
-
-@contextmanager
-def _temporary(folder: Path, run: str, content: bytes) -> Iterator[Path]:
-    """A flushed temporary file, gone afterwards."""
-    path = folder / f"{_TEMPORARY}{run}-{uuid.uuid4().hex}"
-    try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        try:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        yield path
-    finally:
-        with suppress(OSError):
-            os.unlink(path)
-
-
-def _replace(final: Path, run: str, content: bytes) -> None:
-    with _explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(final.parent, run, content) as temporary:
-            os.replace(temporary, final)
-        _flush_folder(final.parent)
-
-
-def _link(temporary: Path, final: Path) -> bool:
-    """Name a file unless the name is taken; whether it was free."""
-    try:
-        os.link(temporary, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        return _claim_and_rename(temporary, final)
-    return True
-
-
-def _claim_and_rename(temporary: Path, final: Path) -> bool:
-    """As `_link`, where the file system has no hard links: whoever creates the claim may rename."""
-    claim = final.parent / f"{_TEMPORARY}claim-{final.name}"
-    give_up = time.monotonic() + _CLAIM_PATIENCE_S
-    while True:
-        try:
-            os.close(os.open(claim, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-            break
-        except FileExistsError:
-            if time.monotonic() > give_up:
-                raise UserError(
-                    f"another process has been writing {final} for {_CLAIM_PATIENCE_S:.0f} s; "
-                    f"if there is none, delete {claim} and run again"
-                ) from None
-            time.sleep(_CLAIM_PAUSE_S)
-    try:
-        if final.exists():
-            return False
-        os.rename(temporary, final)
-        return True
-    finally:
-        os.unlink(claim)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        # Some file systems cannot flush a folder and need not.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)

@@ -107,11 +107,11 @@ def _evaluation(nth: int) -> None:
 
 
 def _before_commit(nth: int) -> None:
-    store_module._link = _before(store_module._link, nth)
+    store_module.link = _before(store_module.link, nth)
 
 
 def _after_commit(nth: int) -> None:
-    store_module._link = _after(store_module._link, nth)
+    store_module.link = _after(store_module.link, nth)
 
 
 PHASES: dict[str, tuple[Callable[[int], None], int]] = {

@@ -12,7 +12,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from results import claims
+from results import claims, publishing
 from results import store as store_module
 from results.errors import UserError
 from results.parquet import encode
@@ -318,7 +318,7 @@ def test_without_hard_links_the_first_attempt_wins_too(store, rows, monkeypatch,
 
 def test_without_hard_links_a_claim_that_stays_is_explained(store, rows, monkeypatch):
     no_links(monkeypatch)
-    monkeypatch.setattr(store_module, "_CLAIM_PATIENCE_S", 0.05)
+    monkeypatch.setattr(publishing, "_CLAIM_PATIENCE_S", 0.05)
     claim = store.path / "cases" / f".tmp-claim-{RUN}.parquet"
     claim.touch()
     with pytest.raises(UserError, match=rf"if there is none, delete .*{claim.name}"):
