@@ -137,6 +137,8 @@ def _panels(values: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame, pd.DataFr
 
 def _limits(dsc: pd.Series) -> tuple[float, float]:
     """The same for all panels of a setting, so that they can be compared."""
+    if dsc.isna().all():
+        return 0.0, 100.0
     lowest, highest = float(dsc.min()), float(dsc.max())
     margin = 0.05 * (highest - lowest) or 1.0
     return lowest - margin, highest + margin

@@ -112,6 +112,11 @@ def test_unfinished_runs_are_drawn_on_request_as_far_as_they_are(store):
     assert row["dsc"] == pytest.approx(95)
 
 
+def test_a_score_without_a_number_is_no_reason_to_draw_nothing(store):
+    values = trajectories.trajectories(facts(store)).assign(dsc=np.nan)
+    assert trajectories.draw(values).axes[0].get_ylim() == (0, 100)
+
+
 def test_nothing_finished_says_so(tmp_path):
     store = Store.open(tmp_path / "s", create=True)
     toy.add(store, toy.cases(toy.run_id(), {1000: (0.5,)}), state="failed")
