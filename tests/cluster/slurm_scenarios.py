@@ -130,13 +130,16 @@ def kill(cluster: Loopback, folder: Path) -> Seen:
 
 def attach(cluster: Loopback, folder: Path) -> Seen:
     """The driver is killed, another one comes; nothing is submitted twice."""
-    more = ["--method", "supervised", "--seeds", "2", *LONG, "--jobs", "1"]
+    # Long enough that the first run is at work, and the second waits, until all have looked.
+    longer = [word.replace("=240", "=1200") for word in LONG]
+    more = ["--method", "supervised", "--seeds", "2", *longer, "--jobs", "1"]
     first = Driver(folder / "store", "slurm", *more)
     first.entry("RUNNING")
     first.process.kill()
     first.process.wait()
     second = Driver(folder / "store", "slurm", *more)
     until(lambda: '"start"' in second.log.read_text(), 120)
+    made = [len(submissions(second.store))]
     second.process.send_signal(signal.SIGINT)
     interrupted = second.wait(30)
     said = second.log.read_text()
@@ -155,8 +158,9 @@ def attach(cluster: Loopback, folder: Path) -> Seen:
         check=True,
     ).stdout
     third = Driver(folder / "store", "slurm", *more)
-    made = len(submissions(third.store))
-    code = third.wait(150)
+    until(lambda: third.log.read_text().count('"start"') > said.count('"start"'), 120)
+    made.append(len(submissions(third.store)))
+    code = third.wait(200)
     rows = [json.loads(line) for line in status.splitlines()]
     return {
         "code": code,

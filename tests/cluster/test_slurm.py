@@ -47,7 +47,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_without_accounting(folder: Pat
 def test_the_same_command_attaches_to_the_jobs_of_one_that_died(folder: Path) -> None:
     got = inside("tests.cluster.slurm_scenarios", "attach", folder, timeout_s=280)
     assert got["code"] == 0
-    assert got["submissions"] == 1
+    assert got["submissions"] == [1, 1]
     assert got["attempts"] == [1, 1]
     assert got["interrupted"] == 130
     assert "the same command attaches to them. To stop them: scancel --name=bench-" in got["said"]
