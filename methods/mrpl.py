@@ -29,6 +29,11 @@ The published numbers are those of decoder 1 at the checkpoint that is best on t
 the trainer evaluates every 200 steps from step 800. The release also averages both decoders, on the
 pancreas, but it averages logits and then thresholds them at 0.5 as if they were probabilities; the
 predictor "mean" here is the mean of the probabilities. Deviations: see `MRPL.deviations`.
+
+In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) it swings between Dice
+7.5 and 73.0, 48.5 in the mean of eleven checkpoints, below the supervised network. Mutual learning
+does it: with ``weight=0`` (on another processor) the mean is 73.9 and the last checkpoint 78.0. At
+full weight from step 300 on, its cross-entropy outweighs what 8 labels have taught by then.
 """
 
 from __future__ import annotations
