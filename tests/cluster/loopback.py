@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from tests.cluster.namespace import missing_rights
+
 NODES = ("n1", "n2", "n3")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "munged")
 ACCOUNTING = ("slurmdbd", "sacct", "mariadbd", "mariadb-install-db")
@@ -28,6 +30,11 @@ def missing_programs(*, accounting: bool = False) -> str:
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
     lacking = [name for name in wanted if shutil.which(name, path=path) is None]
     return f"SLURM is not installed here: no {', '.join(lacking)}" if lacking else ""
+
+
+def missing_slurm() -> str:
+    """Why no SLURM is started here; "" where one can be."""
+    return missing_programs() or missing_rights()
 
 
 def _configuration(folder: Path, *, signal_first: bool, accounting: bool) -> str:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,11 @@ def missing_rights() -> str:
         [*UNSHARE, "ip", "link", "set", "lo", "up"], capture_output=True, text=True, check=False
     )
     return f"no right to make namespaces: {tried.stderr.strip()}" if tried.returncode else ""
+
+
+def missing_ray() -> str:
+    """Why no Ray is started here; "" where one can be."""
+    return missing_rights() or ("" if find_spec("ray") else "Ray is not installed here")
 
 
 def inside(module: str, *arguments: object, timeout_s: float) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,9 @@ import pytest
 from benchmark.executors.base import Resources
 from benchmark.executors.ray import Ray
 from results.errors import UserError
-from tests.cluster.namespace import inside, missing_rights
+from tests.cluster.namespace import inside, missing_ray
 
-REASON = missing_rights() or ("" if find_spec("ray") else "Ray is not installed here")
+REASON = missing_ray()
 real = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.loopback import missing_programs
-from tests.cluster.namespace import inside, missing_rights
+from tests.cluster.loopback import missing_slurm
+from tests.cluster.namespace import inside
 from tests.cluster.slurm_scenarios import CHECKPOINT_EVERY
 
-REASON = missing_programs() or missing_rights()
+REASON = missing_slurm()
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(bool(REASON), reason=REASON or "-"),

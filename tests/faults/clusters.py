@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from tests.cluster.loopback import missing_programs
-from tests.cluster.namespace import inside, missing_rights
+from tests.cluster.loopback import missing_programs, missing_slurm
+from tests.cluster.namespace import inside, missing_ray
 from tests.cluster.slurm_scenarios import CHECKPOINT_EVERY
 from tests.faults.base import Row, Scale
 
@@ -32,7 +31,7 @@ _SLURM = {
 def slurm(scale: Scale) -> Row:
     """Each fault once on a SLURM of its own; the tables of all are the same bytes."""
     fault = "SLURM: time limit x2, preemption x2, kill x2, node loss, controller restart, cancel"
-    missing = _SHORT if not scale.full else _slurm_missing()
+    missing = _SHORT if not scale.full else missing_slurm()
     if missing:
         return Row(fault, "0", 0, skipped=missing)
     bad, said, tables, tried = 0, [], [], 0
@@ -56,7 +55,7 @@ def slurm(scale: Scale) -> Row:
 def same_grid(scale: Scale) -> Row:
     """The same grid in the driver, on its machine, on SLURM and on Ray gives the same tables."""
     fault = "same grid by inline, local, slurm, ray"
-    missing = _SHORT if not scale.full else _slurm_missing() or _ray_missing()
+    missing = _SHORT if not scale.full else missing_slurm() or missing_ray()
     if missing:
         return Row(fault, "0", 0, skipped=missing)
     found = {**_inside("ray_scenarios", "grid"), **_inside("slurm_scenarios", "grid")}
@@ -69,21 +68,13 @@ def same_grid(scale: Scale) -> Row:
 def frozen_ray(scale: Scale) -> Row:
     """A run on Ray is frozen, tried again, and thawed."""
     fault = "frozen Ray run thawed after the retry"
-    missing = _SHORT if not scale.full else _ray_missing()
+    missing = _SHORT if not scale.full else missing_ray()
     if missing:
         return Row(fault, "0", 0, skipped=missing)
     found = [_inside("ray_scenarios", "zombie") for _ in range(5)]
     bad = sum(map(_wrong, found)) + sum(_tables(got) != _tables(found[0]) for got in found)
     slowest = max(got["resumed_after_s"] for got in found)
     return Row(fault, "5", bad, f"one committed result each; tried again within {slowest} s")
-
-
-def _slurm_missing() -> str:
-    return missing_programs() or missing_rights()
-
-
-def _ray_missing() -> str:
-    return missing_rights() or ("" if find_spec("ray") else "Ray is not installed here")
 
 
 def _inside(module: str, *words: str) -> Any:
