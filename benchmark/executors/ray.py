@@ -156,7 +156,9 @@ class Ray(Executor):
                         silent.add(node)
                         ended[run] = STOPPED
             for run, code in ended.items():
-                ray.cancel(active.pop(run).reference, force=True)
+                task = active.pop(run)
+                if task.reference not in finished:
+                    ray.cancel(task.reference, force=True)
                 event = settle(
                     *(run, code, store), started=started[run], attempts=self.attempts, pid=0
                 )
