@@ -71,6 +71,7 @@ def run(job: Job, store: Store, device: torch.device, threads: int, claim: Claim
     if not store.is_done(run_id):
         exact = job.spec.profile.precision == "exact"
         environment.make_deterministic(device, threads, exact=exact)
+        environment.keep_freed_memory()
         try:
             _Attempt(job, store, claim, device, threads).execute()
         except torch.OutOfMemoryError as error:
