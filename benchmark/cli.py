@@ -451,10 +451,11 @@ def status(
         return
     if not every:
         found, counted = few(found)
-    queue = ("queue",) if any(row["queue"] for row in found) else ()
-    columns = ("run", "state", "step", "evaluations", "time", *queue, "note")
+    said = [c for c in ("queue", "note") if any(row[c] for row in found)]
+    columns = ("run", "state", "step", "evaluations", "time", *said)
     if found:
-        print_table(columns, [[str(row[c]) for c in columns] for row in found])
+        head = [c.replace("evaluations", "evals") for c in columns]
+        print_table(head, [[str(row[c]) for c in columns] for row in found])
     if not every and counted:
         out.print(f"{counted:,} more runs finished; --all lists them.", highlight=False)
 

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from benchmark import cli, status
+from benchmark import cli, status, terminal
 from benchmark.data import SOURCES
 from benchmark.profiles import PROFILES
 from methods import METHODS
@@ -284,3 +285,14 @@ def test_status_reads_stores_whose_sidecars_do_not_repeat_the_record(
     sidecar.write_text(json.dumps({"seconds": 1.0, "resumed": True} | told))
     (row,) = map(json.loads, bench("status", "--store", tmp_path, "--json")[1].splitlines())
     assert (row["state"], row["step"], row["note"]) == ("finished", 3000, "resumed")
+
+
+def test_a_table_breaks_no_short_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "out", Console(width=40))
+    note = "a note of more words than there is room for"
+    terminal.print_table(("run", "state", "note"), [("tcseg-la-8-s0-mini-0", "finished", note)])
+    said = capsys.readouterr().out
+    assert "tcseg-la-8-s0-mini-0 finished" in said
+    assert note.split() == [w for line in said.splitlines()[1:] for w in line[30:].split()]
