@@ -6,6 +6,7 @@ the choice adds. Below, how both spread over runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Final
@@ -27,6 +28,8 @@ _SEEDS_SHOWN: Final = 10
 _LABEL_WIDTH: Final = 15
 _MANY: Final = 7
 """Methods above which settings do not stand side by side."""
+_TOGETHER: Final = 8
+"""Methods in one row; a setting with more takes several."""
 
 
 def write_best_vs_last(facts: Facts, out: Path) -> list[Path]:
@@ -56,34 +59,50 @@ def pairs(facts: Facts) -> pd.DataFrame:
 
 
 def draw(values: pd.DataFrame) -> Figure:
-    """The figure of `pairs`: a column per setting, a block per method, a pair per run."""
+    """The figure of `pairs`: a panel per setting, a block per method, a pair per run.
+
+    A setting of more than `_TOGETHER` methods has several panels, on one scale.
+    """
     if values.empty:
         return blank("Best against last: no run has finished yet.")
-    settings = list(dict.fromkeys(values["setting"]))
-    labels = list(dict.fromkeys(values.sort_values("last", kind="stable")["label"]))
-    palette = colours(sorted(labels))
-    blocks = max(group["label"].nunique() for _, group in values.groupby("setting"))
-    columns = min(_COLUMNS if blocks <= _MANY else 1, len(settings))
-    rows = ceil(len(settings) / columns)
+    panels = list(_panels(values))
+    palette = colours(sorted(set(values["label"])))
+    blocks = max(own["label"].nunique() for _, _, own in panels)
+    columns = min(_COLUMNS if blocks <= _MANY else 1, len(panels))
+    rows = ceil(len(panels) / columns)
     width = max(7.6, columns * (0.9 + 1.3 * blocks))
     figure = Figure(figsize=(width, 5.6 * rows + 0.7), layout="constrained")
     grid = figure.add_gridspec(
         2 * rows, columns, height_ratios=[1.25, 1] * rows, hspace=0.04, wspace=0.04
     )
-    for place, setting in enumerate(settings):
+    letters = max(58, int(10 * width / columns))
+    scales: dict[str, Axes] = {}
+    for place, (setting, title, own) in enumerate(panels):
         row, column = divmod(place, columns)
-        runs = figure.add_subplot(grid[2 * row, column])
+        runs = figure.add_subplot(grid[2 * row, column], sharey=scales.get(setting))
+        scales.setdefault(setting, runs)
         spread = figure.add_subplot(grid[2 * row + 1, column], sharex=runs, sharey=runs)
-        own = values[values["setting"] == setting]
         _draw_runs(runs, own, palette)
         _draw_spread(spread, own, palette)
         lines = max(literal(name, _LABEL_WIDTH).count("\n") for name in set(own["label"]))
-        runs.set_title(literal(setting, 58), fontsize=10, pad=22 + 11 * lines, loc="left")
+        runs.set_title(literal(title, letters), fontsize=10, pad=22 + 11 * lines, loc="left")
         if column == 0:
             runs.set_ylabel("DSC [%] of each run", fontsize=9)
             spread.set_ylabel("DSC [%] over runs", fontsize=9)
     _explain(figure, values)
     return figure
+
+
+def _panels(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Setting, title and values of each panel."""
+    for setting, group in values.groupby("setting", sort=False):
+        labels = list(dict.fromkeys(group["label"]))
+        several = ceil(len(labels) / _TOGETHER)
+        for part in range(several):
+            first, end = (len(labels) * n // several for n in (part, part + 1))
+            which = f"; {first + 1} to {end} of {len(labels)} methods" if several > 1 else ""
+            own = group[group["label"].isin(labels[first:end])]
+            yield str(setting), f"{setting}{which}", own
 
 
 def _draw_runs(axes: Axes, values: pd.DataFrame, palette: dict[str, str]) -> None:

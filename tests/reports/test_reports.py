@@ -410,6 +410,21 @@ def test_the_figure_has_a_column_per_setting_and_a_block_per_method(tmp_path):
     assert [t.get_text() for t in figure.axes[0].texts] == ["mt", "tcseg"]
 
 
+def test_the_figure_of_many_methods_has_them_in_rows_on_one_scale(tmp_path):
+    store = Store.open(tmp_path / "s", create=True)
+    methods = {f"m{n:02}": 0.5 + 0.01 * n for n in range(17)}
+    toy.fill(store, np.random.default_rng(0), methods=methods, datasets=("la",))
+    figure = best_vs_last.draw(best_vs_last.pairs(load_facts(store, "last", "tcseg")))
+    rows = [[t.get_text() for t in axes.texts] for axes in figure.axes[::2]]
+    assert sorted(name for row in rows for name in row) == list(methods)
+    assert [len(row) for row in rows] == [5, 6, 6]
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+    titles = [axes.get_title(loc="left") for axes in figure.axes[::2]]
+    assert [t.rpartition("; ")[2] for t in titles] == [
+        *("1 to 5 of 17 methods", "6 to 11 of 17 methods", "12 to 17 of 17 methods"),
+    ]
+
+
 def test_a_figure_of_nothing_finished_says_so(empty_store):
     begin(empty_store, 0)
     facts = load_facts(empty_store, "last", "tcseg")
