@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from results.publishing import flush_folder
+
 KEPT = 2
 _NAME = re.compile(r"checkpoint-(\d{9})\.pt")
 
@@ -41,7 +43,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+    flush_folder(folder)
     for _, old in _checkpoints(folder)[KEPT:]:
         old.unlink(missing_ok=True)
     return final
@@ -51,6 +53,10 @@ def load_newest(folder: Path, device: torch.device) -> tuple[int, dict[str, Any]
     """Step and state of the newest intact checkpoint; None when there is none.
 
     Damaged files are deleted, so that what they belonged to is trained again.
+
+    Raises:
+        RuntimeError: an intact one cannot be loaded here and now, as for want of memory or of a
+            device; it stays.
     """
     for stale in folder.glob(".tmp-checkpoint-*"):
         stale.unlink(missing_ok=True)
@@ -79,16 +85,8 @@ def _read(path: Path, device: torch.device) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(io.BytesIO(payload), map_location=device, weights_only=True)
-    except (torch.OutOfMemoryError, MemoryError):
+    except (MemoryError, RuntimeError, OSError):  # of this machine, now; the file is intact
         raise
     except Exception:  # of whatever kind: it holds more than tensors, or is not what was saved
         return None
     return state if isinstance(state, dict) else None
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

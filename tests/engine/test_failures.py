@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 from benchmark import checkpoint
@@ -133,8 +134,6 @@ def test_data_that_changed_since_the_run_was_planned_stop_it(tmp_path: Path) -> 
 def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch
-
     checkpoint.save(tmp_path, 1, {"x": torch.ones(2)})
 
     def full(handle: int) -> None:
@@ -147,6 +146,31 @@ def test_a_full_disk_while_saving_leaves_the_older_checkpoints(
     found = checkpoint.load_newest(tmp_path, torch.device("cpu"))
     assert found is not None
     assert found[0] == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] can't allocate memory: you tried"),
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_loaded_for_want_of_memory_stays(
+    error: Exception, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+    for step in (1, 2):
+        checkpoint.save(store.work(run), step, {"x": torch.ones(2)})
+
+    def full(*args: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", full)
+    assert work(store, run, "cpu", 1) == OUT_OF_MEMORY
+    assert checkpoint.newest_step(store.work(run)) == 2
+    assert len(list(store.work(run).glob("checkpoint-*.pt"))) == 2
 
 
 def test_a_full_disk_during_a_run_is_one_clear_message(
