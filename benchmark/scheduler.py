@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
 from benchmark.spec import RunSpec, method_for, override, recipe_of
 from methods.base import Method
+from results.claims import BEAT_S, file_system_time
 from results.errors import UserError
 from results.lookup import find, unknown
 from results.schema import Keep
@@ -183,12 +185,15 @@ def _let_go(
 ) -> list[str]:
     """Wait for others to finish or let go of runs; take from the list, and return, the free ones.
 
-    Returns at once where some are free, and nothing when all have a record.
+    Waits for a beat more once some are free: those of a machine that died are free one by one.
+    Returns nothing when all have a record.
     """
-    while elsewhere:
-        free = []
+    free: list[str] = []
+    enough = math.inf
+    while elsewhere and time.monotonic() < enough:
+        now = file_system_time(store.path / "work")
         for run in list(elsewhere):
-            event = busy(run, store)
+            event = busy(run, store, now)
             if event is not None and event.ending is Ending.BUSY:
                 continue
             elsewhere.remove(run)
@@ -197,10 +202,11 @@ def _let_go(
             else:
                 notify(event)
         if free:
-            return free
-        idle()
-        time.sleep(_LOOK_EVERY_S)
-    return []
+            enough = min(enough, time.monotonic() + BEAT_S)
+        if elsewhere:
+            idle()
+            time.sleep(_LOOK_EVERY_S)
+    return free
 
 
 def _summary(by_id: Mapping[str, Job], ended: Mapping[str, Event], store: Store) -> Summary:

@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -173,8 +174,9 @@ def submissions(store: Store) -> dict[str, tuple[str, ...]]:
     for path in folder_of(store).glob(f"*/{_RUNS_FILE}"):
         match = _NAME.fullmatch(path.parent.name)
         if match is not None:
-            runs = json.loads(path.read_text())
-            found[int(match[1]), path.parent.name] = tuple(map(str, runs))
+            with suppress(FileNotFoundError):  # another driver found it finished, and removed it
+                runs = json.loads(path.read_text())
+                found[int(match[1]), path.parent.name] = tuple(map(str, runs))
     return {name: found[number, name] for number, name in sorted(found)}
 
 

@@ -10,8 +10,9 @@ code says what to do next:
     6 input/output   a full, read-only or failing disk; starting again may help
     7 stopped        it was asked to stop (SIGTERM, SIGINT); starting again continues
 
-Anything else, and every death by a signal, is an accident: starting again continues. What went
-wrong is said in the work folder's `error.txt`, and how each attempt ended in its claim.
+A death by a signal is an accident: starting again continues. Anything else comes from before the
+work, such as an installation that cannot be imported, and is an error too. What went wrong is said
+in the work folder's `error.txt`, and how each attempt ended in its claim.
 """
 
 from __future__ import annotations
@@ -89,8 +90,6 @@ def work(
         share: of the GPU's memory that the run may take.
         job: the cluster's name of the job that this process is, if it is one.
     """
-    if share < 1:
-        torch.cuda.set_per_process_memory_fraction(share, device)
     try:
         if store.is_done(run_id):
             clean(store, run_id)
@@ -106,7 +105,7 @@ def work(
         return _say(error, store, run_id)[0]
     code, reason = STOPPED, ""
     try:
-        code, reason = _attempt(store, run_id, device, threads, plugins, claim)
+        code, reason = _attempt(store, run_id, device, threads, plugins, share, claim)
     finally:
         claim.release(_ENDINGS.get(code, "done"), reason)
     if code == DONE:
@@ -175,11 +174,19 @@ def busy_message(store: Store, run_id: str) -> str:
 
 
 def _attempt(
-    store: Store, run_id: str, device: str, threads: int, plugins: Sequence[str], claim: Claim
+    store: Store,
+    run_id: str,
+    device: str,
+    threads: int,
+    plugins: Sequence[str],
+    share: float,
+    claim: Claim,
 ) -> tuple[int, str]:
     """Exit code of one attempt, and what went wrong."""
     try:
         (store.work(run_id) / ERROR_FILE).unlink(missing_ok=True)
+        if share < 1:
+            torch.cuda.set_per_process_memory_fraction(share, device)
         run(read_job(store, run_id, plugins), store, torch.device(device), threads, claim)
     except Lost:
         return BUSY, ""

@@ -30,7 +30,9 @@ from typing import Any, Final, Self
 from results.errors import UserError
 
 LEASE_S: Final = 30.0
-_BEATS_PER_LEASE: Final = 6
+BEAT_S: Final = LEASE_S / 6
+"""Between two touches of a holder with the usual lease."""
+_BEATS_PER_LEASE: Final = LEASE_S / BEAT_S
 _LARGEST: Final = 1 << 16
 _DIGITS: Final = 6
 
@@ -66,7 +68,10 @@ class Holder:
     @property
     def dead(self) -> bool:
         """Its process ran on this system and is gone; False where that cannot be told."""
-        return bool(self.system) and self.system == _system() and self.began != _began(self.pid)
+        if not self.system or self.system != _system():
+            return False
+        began = _began(self.pid)
+        return not _exists(self.pid) if began is None else began != self.began
 
     def silent_s(self, now: float) -> float:
         """Seconds since the last touch, at a time of the file system."""
@@ -84,7 +89,7 @@ class Holder:
         """
         if self.ending or self.dead:
             return False
-        when = _file_system_time(self.path.parent) if now is None else now
+        when = file_system_time(self.path.parent) if now is None else now
         return self.silent_s(when) <= self.lease_s
 
     def __str__(self) -> str:
@@ -139,7 +144,7 @@ class Claim:
                 host=platform.node(),
                 system=_system(),
                 pid=os.getpid(),
-                began=_began(os.getpid()),
+                began=_began(os.getpid()) or "",
                 lease_s=lease_s,
                 facts=dict(facts or {}),
             )
@@ -267,7 +272,7 @@ def _read(path: Path, number: int) -> Holder:
         return unknown
 
 
-def _file_system_time(folder: Path) -> float:
+def file_system_time(folder: Path) -> float:
     """Now, by the clock that stamps files here."""
     probe = folder / f".tmp-clock-{uuid.uuid4().hex}"
     try:
@@ -292,10 +297,21 @@ def _system() -> str:
         return ""
 
 
-def _began(pid: int) -> str:
-    """When a process began, in ticks since the boot; "" for one that is gone or only a corpse."""
+def _exists(pid: int) -> bool:
+    """Whether there is a process of this id, also where those of other users are hidden."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _began(pid: int) -> str | None:
+    """When a process began, in ticks since the boot; "" for a corpse, None where nothing tells."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        return None
     return "" if fields[0] in ("Z", "X") else fields[19]

@@ -10,12 +10,25 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
 
-from benchmark.attempts import AGAIN, ATTEMPTS, BUSY, CLAIM, DONE, left_message
+from benchmark.attempts import (
+    AGAIN,
+    ATTEMPTS,
+    BUSY,
+    CLAIM,
+    DONE,
+    ERROR_FILE,
+    OUT_OF_MEMORY,
+    STOPPED,
+    left_message,
+)
+from benchmark.checkpoint import newest_step
 from benchmark.jobs import clean
 from benchmark.worker import busy_message, give_up, note_death
-from results.claims import newest
+from results.claims import Holder, close, newest
 from results.store import Store
 
+_CUT = {STOPPED: "lost", OUT_OF_MEMORY: "out-of-memory"}
+"""How the claim ends of a worker that was cut before it could say so, by exit code."""
 _FIRST_SIGNAL_CODE = 128
 """Shells and schedulers report a death by signal n as exit code 128 + n."""
 
@@ -39,6 +52,29 @@ class Event:
     run: str
     ending: Ending | None
     message: str = ""
+
+
+@dataclass
+class Starts:
+    """How often a command has started a run since it last got further.
+
+    number:  of starts; reached: steps done at the newest checkpoint of the last one.
+    """
+
+    number: int = 0
+    reached: int = 0
+
+    def begin(self, run: str, store: Store) -> None:
+        """It is started now; what an earlier attempt said of itself is no longer true."""
+        self.number += 1
+        self.reached = newest_step(store.work(run))
+        (store.work(run) / ERROR_FILE).unlink(missing_ok=True)
+
+    def since(self, run: str, store: Store) -> int:
+        """The number, after the start has ended."""
+        if newest_step(store.work(run)) > self.reached:
+            self.number = 0
+        return self.number
 
 
 @dataclass(frozen=True)
@@ -156,18 +192,38 @@ def command(
     ]
 
 
-def busy(run: str, store: Store) -> Event | None:
+def busy(run: str, store: Store, now: float | None = None) -> Event | None:
     """The event for a run that another process holds or has finished; None where it is free.
 
-    Cheap: what is seen here need not be started to be told.
+    Cheap: what is seen here need not be started to be told. `now` as `Holder.is_live` takes it.
     """
     if store.is_done(run):
         clean(store, run)
         return Event(run, Ending.DONE)
     holder = newest(store.work(run), CLAIM)
-    if holder is not None and holder.is_live():
+    if holder is not None and holder.is_live(now):
         return Event(run, Ending.BUSY, busy_message(store, run))
     return None
+
+
+def let_go(run: str, code: int, store: Store, own: Callable[[Holder], bool], reason: str) -> int:
+    """End the claim that a worker left when it was cut; the process id of its holder, 0 for none.
+
+    If the process lives on, on a node that is only silent, it finds its claim ended and stops.
+
+    Args:
+        run: the run it worked on.
+        code: its exit code, or the one that says the same.
+        store: where the run was announced.
+        own: whether a claim is that worker's.
+        reason: how it was cut, in a sentence.
+    """
+    holder = newest(store.work(run), CLAIM)
+    if holder is None or not own(holder):
+        return 0
+    if not holder.ending and code in _CUT:
+        close(holder, _CUT[code], reason)
+    return holder.pid
 
 
 def settle(
@@ -175,7 +231,7 @@ def settle(
     code: int,
     store: Store,
     *,
-    started: int,
+    starts: Starts,
     attempts: int,
     how: str = "",
     pid: int | None = None,
@@ -186,12 +242,14 @@ def settle(
         run: the run it worked on.
         code: its exit code; negative for a signal, as `subprocess` has it.
         store: where the run was announced.
-        started: how often this command has started the run.
-        attempts: how often a run is started that dies; after that it is recorded as failed.
-        how: how a worker died, where more is known than its code.
+        starts: of the run by this command.
+        attempts: how often a run is started that gets no further; after as many deaths it is
+            recorded as failed.
+        how: how a worker ended, where more is known than its code.
         pid: its process id, where it is known.
     """
-    if store.is_done(run):
+    # On a network file system a listing shows what others wrote; asking for one file may not yet.
+    if store.is_done(run) or (code == DONE and run in store.done()):
         return Event(run, Ending.DONE)
     if code == BUSY:
         return Event(run, Ending.BUSY, busy_message(store, run))
@@ -201,11 +259,11 @@ def settle(
     if code == DONE:  # without a record: somebody discarded it meanwhile
         return Event(run, Ending.ERROR, "its record is gone again; the same command makes it anew")
     if died or code in AGAIN:
-        if started < attempts:
+        if starts.since(run, store) < attempts:
             return None
         if give_up(store, run, attempts):
             return Event(run, Ending.DONE)
-    return Event(run, Ending.ERROR, left_message(store, run) or _ended(code))
+    return Event(run, Ending.ERROR, left_message(store, run) or how or _ended(code))
 
 
 def _ended(code: int) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmark.executors.base import Event, Executor, Resources, settle
+from benchmark.executors.base import Event, Executor, Resources, Starts, settle
 from benchmark.worker import work
 from results.store import Store
 
@@ -39,14 +39,14 @@ class Inline(Executor):
         """See `Executor`."""
         for run in runs:
             notify(Event(run, None))
-            ended, started = None, 0
+            ended, starts = None, Starts()
             while ended is None:
+                starts.begin(run, store)
                 code = work(
                     *(store, run, self.device, self.threads),
                     plugins=self.plugins,
                     attempts=self.attempts,
                 )
-                started += 1
                 idle()
-                ended = settle(run, code, store, started=started, attempts=self.attempts)
+                ended = settle(run, code, store, starts=starts, attempts=self.attempts)
             notify(ended)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections import Counter, deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +20,7 @@ from benchmark.executors.base import (
     Event,
     Executor,
     Resources,
+    Starts,
     busy,
     command,
     settle,
@@ -103,7 +104,7 @@ class Local(Executor):
         waiting = deque((run, 0.0) for run in runs)
         free = list(self.places)[::-1]
         active: dict[str, _Child] = {}
-        started: Counter[str] = Counter()
+        starts: defaultdict[str, Starts] = defaultdict(Starts)
         try:
             while waiting or active:
                 for _ in range(len(waiting)):
@@ -116,7 +117,7 @@ class Local(Executor):
                     if held is not None:
                         notify(held)
                         continue
-                    started[run] += 1
+                    starts[run].begin(run, store)
                     slot = free.pop()
                     try:
                         active[run] = self._start(run, slot, store)
@@ -132,7 +133,7 @@ class Local(Executor):
                     free.append(child.slot)
                     event = settle(
                         *(run, code, store),
-                        started=started[run],
+                        starts=starts[run],
                         attempts=self.attempts,
                         how=_cause(code, child.kills),
                         pid=child.process.pid,

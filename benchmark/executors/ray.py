@@ -15,28 +15,34 @@ from __future__ import annotations
 
 import os
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from benchmark.attempts import CLAIM, LOG_FILE, STOPPED
+from benchmark.attempts import CLAIM, ERROR, LOG_FILE, OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Event,
     Executor,
     Resources,
+    Starts,
     busy,
     command,
+    let_go,
     settle,
 )
 from benchmark.spec import override
 from results import claims
 from results.errors import UserError
 from results.store import Store
+from results.text import one_line
 
 _POLL_S = 0.2
 _LOOK_EVERY_S = 2.0
+_AVOIDED_S = 20 * claims.LEASE_S
+"""For how long no run is started on a node that was silent."""
 _PARENT = "PARENT"
 _NODE_LABEL = "ray.io/node-id"
 
@@ -55,11 +61,16 @@ class RaySettings:
 
 @dataclass
 class _Task:
-    """A run's task, and how many claims the run had seen before."""
+    """A run's task; the job that its worker's claim names, and the number of the claim before."""
 
     run: str
     reference: Any
-    claims: int
+    job: str
+    before: int
+
+    def owns(self, holder: claims.Holder) -> bool:
+        """Whether a claim is its worker's."""
+        return str(holder.facts.get("job", "")).endswith(f"/{self.job}")
 
 
 @dataclass(frozen=True)
@@ -127,40 +138,48 @@ class Ray(Executor):
     ) -> None:
         start = _starter(ray, self.threads, self.asked.gpus)
         waiting, active = deque(runs), dict[str, _Task]()
-        started = dict.fromkeys(runs, 0)
-        silent: set[str] = set()
+        starts = {run: Starts() for run in runs}
+        begun: set[str] = set()
+        silent: dict[str, float] = {}
         next_look = 0.0
         while waiting or active:
             while waiting and len(active) < self.parallel:
                 run = waiting.popleft()
-                if not started[run]:
+                if run not in begun:
+                    begun.add(run)
                     notify(Event(run, None))
                 held = busy(run, store)
                 if held is not None:
                     notify(held)
                     continue
-                started[run] += 1
-                log = str(store.work(run) / LOG_FILE)
+                starts[run].begin(run, store)
+                log, job = str(store.work(run) / LOG_FILE), uuid.uuid4().hex
                 before = claims.newest(store.work(run), CLAIM)
-                reference = start(self._words(run, store), log, _to_avoid(ray, silent))
-                active[run] = _Task(run, reference, before.number if before else 0)
+                avoid = _to_avoid(ray, silent, self.threads, self.asked.gpus)
+                reference = start(self._words(run, store), log, job, avoid)
+                active[run] = _Task(run, reference, job, before.number if before else 0)
             if not active:
                 continue
             finished, _ = ray.wait([task.reference for task in active.values()], timeout=_POLL_S)
-            ended = {run: _code(ray, t) for run, t in active.items() if t.reference in finished}
+            ended = {run: _end(ray, t) for run, t in active.items() if t.reference in finished}
             if time.monotonic() >= next_look:
                 next_look = time.monotonic() + _LOOK_EVERY_S
+                now = claims.file_system_time(store.path / "work")
                 for run, task in active.items():
-                    node = None if run in ended else _silent(task, store)
+                    node = None if run in ended else _silent(task, store, now)
                     if node is not None:
-                        silent.add(node)
-                        ended[run] = STOPPED
-            for run, code in ended.items():
+                        silent[node] = time.monotonic()
+                        ended[run] = (STOPPED, f"node {node} was silent")
+            for run, (code, how) in ended.items():
                 task = active.pop(run)
                 if task.reference not in finished:
                     ray.cancel(task.reference, force=True)
                 event = settle(
-                    *(run, code, store), started=started[run], attempts=self.attempts, pid=0
+                    *(run, code, store),
+                    starts=starts[run],
+                    attempts=self.attempts,
+                    how=how,
+                    pid=let_go(run, code, store, task.owns, how),
                 )
                 if event is not None:
                     notify(event)
@@ -183,7 +202,7 @@ class Ray(Executor):
         return words
 
 
-def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str, set[str]], Any]:
+def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str, str, set[str]], Any]:
     """What starts the worker on a node that is not to be avoided; it needs only Python there."""
     variables = dict.fromkeys(THREAD_VARIABLES, str(threads))
     variables["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
@@ -192,21 +211,20 @@ def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str, s
 
     parent = _PARENT
 
-    def work(words: list[str], log: str) -> int:
+    def work(words: list[str], log: str, job: str) -> int:
         import os
         import subprocess
         import sys
-        import uuid
         from pathlib import Path
 
         import ray
 
-        job = f"{ray.get_runtime_context().get_node_id()}/{uuid.uuid4().hex}"
+        place = f"{ray.get_runtime_context().get_node_id()}/{job}"
         Path(log).parent.mkdir(parents=True, exist_ok=True)
         tied = [str(os.getpid()) if word == parent else word for word in words[1:]]
         with Path(log).open("ab") as file:
             return subprocess.run(
-                [sys.executable, *tied, "--job", job],
+                [sys.executable, *tied, "--job", place],
                 env=os.environ | variables,
                 stdout=file,
                 stderr=file,
@@ -215,33 +233,44 @@ def _starter(ray: Any, threads: int, gpus: float) -> Callable[[list[str], str, s
 
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(work)
 
-    def start(words: list[str], log: str, avoid: set[str]) -> Any:
+    def start(words: list[str], log: str, job: str, avoid: set[str]) -> Any:
         where = {_NODE_LABEL: f"!in({','.join(sorted(avoid))})"} if avoid else {}
-        return task.options(label_selector=where).remote(words, log)
+        return task.options(label_selector=where).remote(words, log, job)
 
     return start
 
 
-def _to_avoid(ray: Any, silent: set[str]) -> set[str]:
-    """The silent nodes that Ray still counts on, unless there are no others."""
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return silent & alive if alive - silent else set()
+def _to_avoid(ray: Any, silent: dict[str, float], cpus: int, gpus: float) -> set[str]:
+    """The nodes lately silent that Ray still counts on, unless no other could take a run."""
+    recent = {node for node, at in silent.items() if time.monotonic() < at + _AVOIDED_S}
+    able = {
+        node["NodeID"]
+        for node in ray.nodes()
+        if node["Alive"]
+        and node["Resources"].get("CPU", 0) >= cpus
+        and node["Resources"].get("GPU", 0) >= gpus
+    }
+    return recent & able if able - recent else set()
 
 
-def _code(ray: Any, task: _Task) -> int:
-    """Exit code of the worker of a task that has ended; for a lost one that it was stopped."""
+def _end(ray: Any, task: _Task) -> tuple[int, str]:
+    """Exit code of the worker of a task that has ended, or the one that says the same, and how."""
     try:
-        return int(ray.get(task.reference))
-    except ray.exceptions.RayError:
-        return STOPPED
+        return int(ray.get(task.reference)), ""
+    except ray.exceptions.OutOfMemoryError:
+        return OUT_OF_MEMORY, "out of memory on its node: Ray ended it"
+    except ray.exceptions.RayTaskError as error:  # it could not start the worker
+        return ERROR, f"the run could not be started on its node: {error}"
+    except ray.exceptions.RayError as error:
+        return STOPPED, f"its node or its task was lost ({type(error).__name__})"
 
 
-def _silent(task: _Task, store: Store) -> str | None:
+def _silent(task: _Task, store: Store, now: float) -> str | None:
     """The node of a task whose claim has given no sign of life for a lease; None where it lives."""
     holder = claims.newest(store.work(task.run), CLAIM)
-    if store.is_done(task.run) or holder is None or holder.number <= task.claims:
+    if store.is_done(task.run) or holder is None or holder.number <= task.before:
         return None
-    if holder.ending or holder.is_live():
+    if holder.ending or holder.is_live(now):
         return None
     return str(holder.facts.get("job", "")).partition("/")[0]
 
@@ -250,8 +279,9 @@ def _attach(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        said = one_line(str(error)) or type(error).__name__
         raise UserError(
-            f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}. Start one, or "
+            f"no Ray cluster answers at {address}: {said}. Start one, or "
             "give its address with --set ray.address=HOST:6379; none is ever started for you"
         ) from None
 

@@ -18,26 +18,26 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, suppress
+from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any, ClassVar
 
-from benchmark import checkpoint
-from benchmark.attempts import CLAIM, LOG_FILE, OUT_OF_MEMORY, STOPPED
+from benchmark.attempts import LOG_FILE, STOPPED
 from benchmark.executors.base import (
     THREAD_VARIABLES,
     Ending,
     Event,
     Executor,
     Resources,
+    Starts,
     busy,
     command,
+    let_go,
     settle,
 )
 from benchmark.jobs import clean
 from benchmark.slurm_queue import (
-    End,
     Entry,
     UnreachableError,
     ask,
@@ -49,8 +49,7 @@ from benchmark.slurm_queue import (
     submissions,
 )
 from benchmark.spec import override
-from results import claims
-from results.claims import Claim, Held
+from results.claims import Claim, Held, Holder
 from results.errors import UserError
 from results.store import Store
 
@@ -59,7 +58,8 @@ _PATIENCE_S = 60
 _LARGEST_ARRAY = 1000
 _RUN = "RUN"
 _PASSED = ("partition", "account", "qos", "time", "gres", "mem", "constraint")
-_ENDINGS = {STOPPED: "lost", OUT_OF_MEMORY: "out-of-memory"}
+_SILENCE_S = 1800
+"""How long a queue may not answer before the command ends; the jobs go on without it."""
 
 _SCRIPT = """\
 run=${{RUNS[$SLURM_ARRAY_TASK_ID]}}
@@ -76,7 +76,8 @@ wait "$worker"
 code=$?
 if [ "$code" = {stopped} ] && [ -n "$near" ]; then
   if [ "$(reached)" != "$before" ] || [ "${{SLURM_RESTART_COUNT:-0}}" -lt {attempts} ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    # One task of an array has the id of the whole array as its own.
+    scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
   fi
 elif [ "$code" = {stopped} ] && [ -n "$told" ]; then
   sleep {patience} & wait  # whoever told it to stop ends or requeues it
@@ -119,14 +120,13 @@ class SlurmSettings:
 class _Try:
     """What this command has done for a run.
 
-    started: times it was submitted since it last got further; reached: the step it had then.
-    begun:   its start was told.
-    ended:   the last look found its job ended; the next one decides.
-    lost:    it is to be submitted again.
+    starts: times it was submitted.
+    begun:  its start was told.
+    ended:  the last look found its job ended; the next one decides.
+    lost:   it is to be submitted, again or since there was no room for it.
     """
 
-    started: int = 0
-    reached: int = -1
+    starts: Starts = field(default_factory=Starts)
     begun: bool = False
     ended: bool = False
     lost: bool = False
@@ -169,7 +169,7 @@ class Slurm(Executor):
         """See `Executor`. Runs that have a job in the queue already are attached to.
 
         Raises:
-            UserError: SLURM does not answer, or refuses the jobs.
+            UserError: SLURM does not answer, or refuses the jobs while it has none of this store.
             KeyboardInterrupt: at once; the jobs go on.
         """
         store = Store(store.path.resolve())
@@ -182,6 +182,7 @@ class Slurm(Executor):
 
         for event in self._submit(runs, tries, store):
             end(event)
+        answered = time.monotonic()
         while tries:
             next_look = time.monotonic() + self.asked.poll_s
             while time.monotonic() < next_look:
@@ -202,10 +203,19 @@ class Slurm(Executor):
                     for event in self._submit(lost, tries, store):
                         end(event)
                 except RefusedError as error:
-                    for run in lost:
+                    for run in [run for run, now in tries.items() if now.lost]:
                         end(Event(run, Ending.ERROR, str(error)))
-            except UnreachableError:
-                pass  # jobs do without the controller, and the next look may find it
+                answered = time.monotonic()
+            except UnreachableError as error:
+                # Jobs do without the controller, and the next look may find it.
+                for run in filter(store.is_done, list(tries)):
+                    clean(store, run)
+                    end(Event(run, Ending.DONE))
+                if tries and time.monotonic() > answered + _SILENCE_S:
+                    raise UserError(
+                        f"{error}, for {_SILENCE_S // 60} minutes now. The jobs go on without this "
+                        "command, and the same command attaches to them"
+                    ) from None
         forget_finished(store)
 
     def farewell(self, store: Store) -> str:
@@ -230,7 +240,9 @@ class Slurm(Executor):
                 now.ended = True  # but its last files may come late on a network file system
                 return None
             if entry is not None and entry.state == "PENDING":
-                subprocess.run(["scancel", entry.label], capture_output=True, timeout=_PATIENCE_S)
+                with suppress(OSError, subprocess.TimeoutExpired):  # it would end by itself
+                    words = ["scancel", entry.label]
+                    subprocess.run(words, capture_output=True, timeout=_PATIENCE_S)
         if done:
             clean(store, run)
             return Event(run, Ending.DONE)
@@ -239,15 +251,17 @@ class Slurm(Executor):
             return None
         if end.code is None:
             return Event(run, Ending.ERROR, end.how)
-        reached = checkpoint.newest_step(store.work(run))
-        if reached > now.reached:
-            now.started = 0
+        how = end.how or str(entry)
+
+        def own(holder: Holder) -> bool:
+            return entry is not None and holder.facts.get("job") == entry.job
+
         event = settle(
             *(run, end.code, store),
-            started=now.started,
+            starts=now.starts,
             attempts=self.attempts,
-            how=str(entry),
-            pid=_let_go(run, end, entry, store),
+            how=how,
+            pid=let_go(run, end.code, store, own, how),
         )
         now.lost = event is None
         return event
@@ -255,9 +269,11 @@ class Slurm(Executor):
     def _submit(self, runs: Sequence[str], tries: dict[str, _Try], store: Store) -> list[Event]:
         """Submit those that have no job; the events of those that others finished or work on.
 
+        Where SLURM takes no more, those that it does not take stay lost while it has others.
+
         Raises:
             UnreachableError: the queue cannot be asked.
-            RefusedError: SLURM does not take the jobs.
+            RefusedError: SLURM does not take the jobs, and has none of this store.
         """
         if not runs:
             return []
@@ -273,12 +289,22 @@ class Slurm(Executor):
                     else:
                         missing.append(run)
             before = ""
+            for run in missing:
+                tries[run].lost = True
             for at in range(0, len(missing), _LARGEST_ARRAY):
                 part = missing[at : at + _LARGEST_ARRAY]
-                before = self._send(part, before, store)
+                for run in part:  # before it can have begun
+                    tries[run].starts.begin(run, store)
+                try:
+                    before = self._send(part, before, store)
+                except RefusedError:
+                    for run in part:
+                        tries[run].starts.number -= 1
+                    if not at and all(end_of(entry) is not None for entry in queue.values()):
+                        raise
+                    break
                 for run in part:
-                    tries[run].started += 1
-                    tries[run].reached = checkpoint.newest_step(store.work(run))
+                    tries[run].lost = False
         return events
 
     def _send(self, runs: Sequence[str], before: str, store: Store) -> str:
@@ -358,19 +384,6 @@ def _alone(store: Store) -> Iterator[None]:
             time.sleep(_IDLE_S)
     with claim:
         yield
-
-
-def _let_go(run: str, end: End, entry: Entry | None, store: Store) -> int:
-    """End the claim that a job left when it was cut; the process id of its holder, 0 for none.
-
-    If the process lives on, on a node that is only silent, it finds its claim ended and stops.
-    """
-    holder = claims.newest(store.work(run), CLAIM)
-    if holder is None or entry is None or holder.facts.get("job") != entry.job:
-        return 0
-    if not holder.ending and end.code in _ENDINGS:
-        claims.close(holder, _ENDINGS[end.code], str(entry))
-    return holder.pid
 
 
 def _extra(text: str) -> dict[str, Any]:

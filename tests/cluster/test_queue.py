@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmark.attempts import OUT_OF_MEMORY, STOPPED
-from benchmark.executors.base import Resources
+from benchmark.executors.base import Ending, Resources
 from benchmark.executors.slurm import RefusedError, Slurm
 from benchmark.slurm_queue import (
     _COLUMNS,
@@ -165,6 +165,92 @@ def test_what_slurm_refuses_leaves_nothing_behind(
     with pytest.raises(RefusedError, match="invalid partition specified: gpx"):
         made(partition="gpx")._send(["r0"], "", store)
     assert submissions(store) == {}
+
+
+def test_a_submission_that_another_driver_removes_meanwhile_is_no_submission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path, create=True)
+    new_submission(store, ["r0"])
+
+    def gone(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    assert submissions(store) == {}
+
+
+def test_a_job_that_requeues_itself_takes_no_other_of_its_array_along(tmp_path: Path) -> None:
+    # The last task of an array to begin has the array's own id, which names all of them.
+    script = made().script(Store.open(tmp_path, create=True))
+    assert 'scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script
+
+
+def told(slurm: Slurm, runs: list[str], store: Store) -> list[tuple[str, Ending | None]]:
+    """The events of working on runs."""
+    found: list[tuple[str, Ending | None]] = []
+    slurm.execute(runs, store, lambda e: found.append((e.run, e.ending)), lambda: None)
+    return found
+
+
+def test_what_a_full_queue_refuses_is_submitted_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path, create=True)
+    queue = {"r0": entry(state="RUNNING")}
+    asked: list[list[str]] = []
+    done: set[str] = set()
+
+    def send(slurm: Slurm, runs: list[str], before: str, store: Store) -> str:
+        asked.append(runs)
+        if "r0" in queue:
+            if len(asked) == 2:
+                queue.clear()
+                done.add("r0")
+            raise RefusedError("SLURM refuses the jobs: QOSMaxSubmitJobPerUserLimit")
+        done.update(runs)
+        return "12"
+
+    monkeypatch.setattr(Slurm, "_send", send)
+    monkeypatch.setattr("benchmark.executors.slurm.queue_of", lambda store: dict(queue))
+    monkeypatch.setattr(Store, "is_done", lambda store, run: run in done)
+    events = told(made(poll_s="0.3"), ["r0", "r1"], store)
+    assert asked == [["r1"]] * 3
+    assert {run for run, ending in events if ending is Ending.DONE} == {"r0", "r1"}
+
+
+def test_what_is_refused_while_nothing_is_queued_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(*_: object) -> str:
+        raise RefusedError("SLURM refuses the jobs: invalid account")
+
+    monkeypatch.setattr(Slurm, "_send", send)
+    monkeypatch.setattr("benchmark.executors.slurm.queue_of", lambda store: {})
+    with pytest.raises(RefusedError, match="invalid account"):
+        told(made(), ["r0"], Store.open(tmp_path, create=True))
+
+
+def test_a_queue_that_never_answers_ends_the_command_and_not_before_what_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(tmp_path, create=True)
+    answers = iter([{"r0": entry(state="RUNNING"), "r1": entry(state="RUNNING")}])
+
+    def queue(store: Store) -> dict[str, Entry]:
+        for answer in answers:
+            return answer
+        raise UnreachableError("the SLURM queue cannot be asked: munge is down")
+
+    monkeypatch.setattr("benchmark.executors.slurm.queue_of", queue)
+    monkeypatch.setattr("benchmark.executors.slurm._SILENCE_S", 1)
+    monkeypatch.setattr(Store, "is_done", lambda store, run: run == "r0")
+    events: list[tuple[str, Ending | None]] = []
+    with pytest.raises(UserError, match=r"munge is down, .* The jobs go on without this command"):
+        made(poll_s="0.3").execute(
+            ["r0", "r1"], store, lambda e: events.append((e.run, e.ending)), lambda: None
+        )
+    assert events == [("r0", None), ("r0", Ending.DONE)]
 
 
 def test_unknown_settings_are_refused() -> None:

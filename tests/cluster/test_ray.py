@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from benchmark.attempts import DONE
-from benchmark.executors.base import Resources
-from benchmark.executors.ray import Ray
+from benchmark.attempts import CLAIM, DONE, ERROR, OUT_OF_MEMORY, STOPPED
+from benchmark.executors.base import Ending, Event, Resources
+from benchmark.executors.ray import Ray, _end, _to_avoid
+from results.claims import Claim
 from results.errors import UserError
 from results.store import Store
 from tests.cluster.namespace import inside, missing_ray
+from tests.engine.conftest import Toy
+from tests.engine.toy import announced, plan
 
 REASON = missing_ray()
 real = pytest.mark.skipif(bool(REASON), reason=REASON or "-")
@@ -42,13 +46,29 @@ def test_a_setting_that_ray_does_not_have_is_refused() -> None:
         Ray.make(Resources(None, None, (), 1, settings={"adress": "x:1"}))
 
 
+class _Lost(Exception):
+    pass
+
+
+class _Memory(_Lost):
+    pass
+
+
+class _Task(_Lost):
+    pass
+
+
+ray_errors = SimpleNamespace(RayError=_Lost, OutOfMemoryError=_Memory, RayTaskError=_Task)
+
+
 class EndedAtOnce:
     """A Ray whose tasks end at once, or never; it knows what was cancelled."""
 
-    exceptions = SimpleNamespace(RayError=RuntimeError)
+    exceptions = ray_errors
 
-    def __init__(self, *, ending: bool) -> None:
-        self.ending, self.started, self.cancelled = ending, 0, list[object]()
+    def __init__(self, *, ending: bool, code: int = DONE) -> None:
+        self.ending, self.code, self.started = ending, code, 0
+        self.cancelled: list[object] = []
 
     def remote(self, **_: object) -> Callable[[object], object]:
         return lambda _: SimpleNamespace(options=lambda **_: SimpleNamespace(remote=self.start))
@@ -61,7 +81,7 @@ class EndedAtOnce:
         return (references, []) if self.ending else ([], references)
 
     def get(self, reference: int) -> int:
-        return DONE
+        return self.code
 
     def cancel(self, reference: int, *, force: bool) -> None:
         self.cancelled.append(reference)
@@ -71,13 +91,17 @@ class EndedAtOnce:
     def shutdown(self) -> None: ...
 
     def nodes(self) -> list[dict[str, object]]:
-        return [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": True}]
+        return [node("a", CPU=1), node("b", CPU=1)]
+
+
+def node(name: str, *, alive: bool = True, **resources: float) -> dict[str, object]:
+    return {"NodeID": name, "Alive": alive, "Resources": resources}
 
 
 def run_two(ray: EndedAtOnce, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmark.executors.ray._ray", lambda: ray)
     made = Ray.make(Resources(None, None, (), 1, settings={"address": "x:1"}))
-    made.execute(["one", "two"], Store(store), lambda _: None, lambda: None)
+    made.execute(["one", "two"], Store.open(store, create=True), lambda _: None, lambda: None)
 
 
 def test_a_task_that_has_ended_is_not_cancelled(
@@ -94,7 +118,66 @@ def test_the_task_of_a_silent_node_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ray = EndedAtOnce(ending=False)
-    monkeypatch.setattr("benchmark.executors.ray._silent", lambda task, store: "a")
+    monkeypatch.setattr("benchmark.executors.ray._silent", lambda task, store, now: "a")
     monkeypatch.setattr("benchmark.executors.ray._LOOK_EVERY_S", 0.0)
     run_two(ray, tmp_path, monkeypatch)
     assert ray.cancelled == list(range(1, ray.started + 1))
+
+
+class Elsewhere(EndedAtOnce):
+    """Its workers take the claim on another node and are killed there at once."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(ending=True, code=-9)
+        self.store = store
+
+    def start(self, words: list[str], log: str, job: str) -> int:
+        run = words[words.index("--run") + 1]
+        claim = Claim.take(self.store.work(run), CLAIM, facts={"job": f"a/{job}", "step": 0})
+        claim._over.set()
+        claim._thread.join()
+        return super().start()
+
+
+def test_a_run_that_only_dies_on_other_nodes_is_started_again_at_once_and_then_failed(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path).jobs
+    store, run = announced(job, tmp_path)
+    ray = Elsewhere(store)
+    monkeypatch.setattr("benchmark.executors.ray._ray", lambda: ray)
+    events: list[Event] = []
+    made = Ray.make(Resources(None, None, (), 1, settings={"address": "x:1"}))
+    made.execute([run], store, events.append, lambda: None)
+    assert ray.started == 3
+    assert [event.ending for event in events] == [None, Ending.DONE]
+    assert store.record(run)["error"].startswith("given up after 3 attempts; the last: its process")
+
+
+def test_how_a_task_ended_says_what_follows() -> None:
+    def ended(error: Exception) -> tuple[int, str]:
+        def get(reference: object) -> int:
+            raise error
+
+        return _end(SimpleNamespace(get=get, exceptions=ray_errors), SimpleNamespace(reference=1))
+
+    assert ended(_Lost())[0] == STOPPED
+    assert ended(_Memory())[0] == OUT_OF_MEMORY
+    assert ended(_Task("no such folder")) == (
+        *(ERROR, "the run could not be started on its node: no such folder"),
+    )
+
+
+def test_a_silent_node_is_avoided_while_another_could_take_the_run() -> None:
+    head, one, two = node("head"), node("one", CPU=8, GPU=1), node("two", CPU=8, GPU=0.5)
+    silent = {"one": time.monotonic()}
+
+    def avoided(*nodes: dict[str, object], gpus: float = 0.5) -> set[str]:
+        return _to_avoid(SimpleNamespace(nodes=lambda: nodes), silent, 4, gpus)
+
+    assert avoided(head, one, two) == {"one"}
+    assert avoided(head, one) == set()
+    assert avoided(head, one, two, gpus=1) == set()
+    assert avoided(head, one, node("two", alive=False, CPU=8, GPU=1)) == set()
+    silent["one"] -= 3600
+    assert avoided(head, one, two) == set()

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from benchmark import checkpoint
 from benchmark.attempts import BUSY, CLAIM, DONE, ERROR, IO, OUT_OF_MEMORY
-from benchmark.executors.base import Ending, Event, settle
+from benchmark.executors.base import Ending, Event, Starts, settle
 from benchmark.executors.local import Local, Slot
 from benchmark.jobs import announce, read_job
 from benchmark.scheduler import execute
@@ -105,7 +105,7 @@ def test_a_second_process_on_the_same_run_is_told_who_has_it(toy: Toy, tmp_path:
     store, run = announced(job, tmp_path)
     with Claim.take(store.work(run), CLAIM) as claim:
         assert work(store, run, "cpu", 1) == BUSY
-        event = settle(run, BUSY, store, started=1, attempts=3)
+        event = settle(run, BUSY, store, starts=Starts(1), attempts=3)
     assert event is not None
     assert event.ending is Ending.BUSY
     assert event.message.startswith(f"run {run} is being trained by {claim.holder}; if that is")

@@ -45,6 +45,23 @@ def test_the_claim_of_a_process_that_died_here_is_free_at_once(tmp_path: Path) -
         assert history(tmp_path, "claim")[0].ending == "expired"
 
 
+@pytest.mark.parametrize(
+    ("answer", "dead"), [(PermissionError, False), (None, False), (ProcessLookupError, True)]
+)
+def test_a_process_that_this_system_hides_from_others_is_not_dead(
+    answer: type[OSError] | None, dead: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kill(pid: int, number: int) -> None:
+        assert number == 0
+        if answer is not None:
+            raise answer
+
+    with Claim.take(tmp_path, "claim") as claim:
+        monkeypatch.setattr(claims, "_began", lambda pid: None)
+        monkeypatch.setattr(os, "kill", kill)
+        assert claim.holder.dead is dead
+
+
 def elsewhere(claim: Claim, silent_s: float) -> None:
     """As if it were held on another machine, and last touched so long ago."""
     claim._over.set()
