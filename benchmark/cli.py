@@ -95,7 +95,8 @@ def run(
         int | None, typer.Option(min=1, help="Runs at once. (default: one a GPU, or one a core)")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads a run. (default: cores / jobs)")
+        int | None,
+        typer.Option(min=1, help="CPU threads a run. (default: 1, or cores / --jobs)"),
     ] = None,
     attempts: Annotated[
         int, typer.Option(min=1, help="Deaths of a run in a row before it counts as failed.")
@@ -208,6 +209,8 @@ def report(
     )
     for table in written.tables:
         out.print(table)
+    if not written.summary["finished"].any():
+        err.print(f"[yellow]no run of {escape(str(store))} has finished yet: see bench status")
     for path in written.paths:
         err.print(f"[dim]wrote {path}")
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmark import environment, floor
-from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for
+from benchmark.data import SOURCES, open_dataset, prepared_folders, source_for, split_label
 from benchmark.data.base import Card, Dataset
 from benchmark.data.inspection import inspect
 from benchmark.data.links import linked_cases
@@ -39,7 +39,7 @@ def prepare(
     if source is None:
         if name in SOURCES and name != EMBEDDED:
             raise UserError(f"--source is missing. {found.card.how_to_get}")
-        source = Path(name)
+        source = Path(split_label(name)[0])
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=28),

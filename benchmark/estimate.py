@@ -24,6 +24,8 @@ from benchmark.runner import EVALUATED_SPLITS, build_learner, chosen_predictors
 from benchmark.spec import RunSpec
 from benchmark.trainer import Learner, evaluating, train_step
 from methods.base import Batch, Step
+from results.errors import UserError
+from results.text import told
 
 PROBE_SIDE = 48
 """Longest side of the patch that is timed; cost is taken to grow with the number of voxels."""
@@ -44,7 +46,11 @@ class Cost:
 
 
 def costs(jobs: Sequence[Job], device: torch.device, threads: int) -> dict[str, Cost]:
-    """Cost of every run, by run id; each kind of run is timed once."""
+    """Cost of every run, by run id; each kind of run is timed once.
+
+    Raises:
+        UserError: a run cannot be tried.
+    """
     environment.make_deterministic(device, threads)
     measured: dict[object, Cost] = {}
     found = {}
@@ -53,7 +59,12 @@ def costs(jobs: Sequence[Job], device: torch.device, threads: int) -> dict[str, 
         kind = (spec.method, spec.recipe, spec.dataset, spec.profile, spec.predictors)
         if kind not in measured:
             dataset = open_dataset(job.source, job.data)
-            measured[kind] = _cost(spec, dataset, device, len(job.kept))
+            try:
+                measured[kind] = _cost(spec, dataset, device, len(job.kept))
+            except (UserError, torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception as error:  # of a method that is not ours
+                raise UserError(f"{spec.method.name} cannot be tried: {told(error)}") from error
         found[spec.run_id] = measured[kind]
     return found
 

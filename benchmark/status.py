@@ -84,11 +84,13 @@ def _unfinished(store: Store, run: str, queue: Mapping[str, Entry | str]) -> dic
         row["time"] = in_words(now.seconds)
     elif error:
         row["state"] = "cut"
+    holder = newest(folder, CLAIM)
+    if row["state"] == "cut" and holder is not None and holder.ending == "error":
+        row["state"] = "error"
     job = queue.get(run)
     if isinstance(job, Entry) and job.state == "PENDING":
         row["state"] = "queued"
-    if isinstance(job, Entry) and job.state == "RUNNING":
-        holder = newest(folder, CLAIM)
-        if holder is not None and not holder.ending and not holder.is_live():
-            error = f"no sign of life for {holder.silent_s(time.time()):.0f} s"
+    running = isinstance(job, Entry) and job.state == "RUNNING"
+    if running and holder is not None and not holder.ending and not holder.is_live():
+        error = f"no sign of life for {holder.silent_s(time.time()):.0f} s"
     return row | {"queue": str(job or ""), "note": error}

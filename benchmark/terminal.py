@@ -35,20 +35,28 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     Where the terminal is wide enough for that, short words stay whole.
     """
-    first, *others = zip(head, *rows, strict=True)
-    widths = [max(len(cell) for cell in first), *(_shortest(cells) for cells in others)]
-    fits = sum(widths) + len(widths) - 1 <= out.width
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
+    widths = _widths(list(zip(head, *rows, strict=True)), out.width)
     for place, (name, width) in enumerate(zip(head, widths, strict=True)):
-        table.add_column(
-            name, overflow="fold", no_wrap=place == 0, min_width=width if fits else None
-        )
+        table.add_column(name, overflow="fold", no_wrap=place == 0, width=width)
     for row in rows:
         table.add_row(*(escape(one_line(cell)) for cell in row))
     out.print(table)
 
 
-def _shortest(cells: Sequence[str]) -> int:
-    """Width of a column that breaks no short word."""
-    words = (len(word) for cell in cells for word in cell.split())
-    return max((n for n in words if n <= _SHORT), default=1)
+def _widths(columns: Sequence[Sequence[str]], width: int) -> list[int] | list[None]:
+    """Of columns, with a space between two: short words whole, the rest to the longest cells.
+
+    None of each, which leaves it to the table, where they do not fit.
+    """
+    longest = [max(map(len, cells)) for cells in columns]
+    words = [[len(w) for cell in cells for w in cell.split()] for cells in columns]
+    least = [max((n for n in lengths if n <= _SHORT), default=1) for lengths in words]
+    found = [longest[0], *least[1:]]
+    free = width - sum(found) - len(found)
+    if free < 0:
+        return [None] * len(columns)
+    for _ in range(min(free, sum(longest) - sum(found))):
+        place = max(range(len(found)), key=lambda i: longest[i] - found[i])
+        found[place] += 1
+    return found

@@ -48,6 +48,7 @@ from results import claims
 from results.claims import LEASE_S, Claim, Held, Lost
 from results.errors import UserError
 from results.store import Store
+from results.text import told
 
 KILLED: Final = "killed"
 _ENDINGS: Final = {
@@ -234,11 +235,7 @@ def _explained(error: Exception, store: Store, run_id: str) -> tuple[int, str]:
             f"{broken.filename or store.path} failed: {broken.strerror}; mend that and run the "
             "same command again, nothing is lost"
         )
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return code, (
-        f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno}); "
-        f"the traceback is in {store.work(run_id) / LOG_FILE}"
-    )
+    return code, f"{told(error)}; the traceback is in {store.work(run_id) / LOG_FILE}"
 
 
 def _system_error(error: BaseException | None) -> OSError | None:

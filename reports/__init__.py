@@ -100,7 +100,7 @@ REPORTS: Final[dict[str, Report]] = {
         published.show_published,
     ),
     "html": Report(
-        "one page for a browser: every protocol, plots, cases, and where each number is from",
+        "one page for a browser: protocols, plots, cases, and where each number is from",
         html.write_html,
     ),
 }

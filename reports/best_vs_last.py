@@ -6,7 +6,6 @@ the choice adds. Below, how both spread over runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
 from typing import Final
@@ -19,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from protocols.rules import Best
-from reports.drawing import GREY, blank, colours, literal, plain, write_figure
+from reports.drawing import GREY, blank, colours, in_rows, literal, plain, write_figure
 from reports.facts import MAIN, Facts
 
 STEM: Final = "best-vs-last"
@@ -28,8 +27,6 @@ _SEEDS_SHOWN: Final = 10
 _LABEL_WIDTH: Final = 15
 _MANY: Final = 7
 """Methods above which settings do not stand side by side."""
-_TOGETHER: Final = 8
-"""Methods in one row; a setting with more takes several."""
 
 
 def write_best_vs_last(facts: Facts, out: Path) -> list[Path]:
@@ -61,11 +58,11 @@ def pairs(facts: Facts) -> pd.DataFrame:
 def draw(values: pd.DataFrame) -> Figure:
     """The figure of `pairs`: a panel per setting, a block per method, a pair per run.
 
-    A setting of more than `_TOGETHER` methods has several panels, on one scale.
+    A setting of more than `TOGETHER` methods has several panels, on one scale.
     """
     if values.empty:
         return blank("Best against last: no run has finished yet.")
-    panels = list(_panels(values))
+    panels = list(in_rows(values))
     palette = colours(sorted(set(values["label"])))
     blocks = max(own["label"].nunique() for _, _, own in panels)
     columns = min(_COLUMNS if blocks <= _MANY else 1, len(panels))
@@ -91,18 +88,6 @@ def draw(values: pd.DataFrame) -> Figure:
             spread.set_ylabel("DSC [%] over runs", fontsize=9)
     _explain(figure, values)
     return figure
-
-
-def _panels(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Setting, title and values of each panel."""
-    for setting, group in values.groupby("setting", sort=False):
-        labels = list(dict.fromkeys(group["label"]))
-        several = ceil(len(labels) / _TOGETHER)
-        for part in range(several):
-            first, end = (len(labels) * n // several for n in (part, part + 1))
-            which = f"; {first + 1} to {end} of {len(labels)} methods" if several > 1 else ""
-            own = group[group["label"].isin(labels[first:end])]
-            yield str(setting), f"{setting}{which}", own
 
 
 def _draw_runs(axes: Axes, values: pd.DataFrame, palette: dict[str, str]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Final
 
+import pandas as pd
 from matplotlib import colormaps, rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -19,6 +20,8 @@ from matplotlib.figure import Figure
 from reports.render import write_file
 from results.text import one_line
 
+TOGETHER: Final = 8
+"""As many methods are told apart in one panel."""
 GREY: Final = "#5a5a5a"
 _DISTINCT: Final = (
     *("#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#332288"),
@@ -105,6 +108,22 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
         frameon=False,
         fontsize=9,
     )
+
+
+def in_rows(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Setting, title and values of each row of a figure, of at most `TOGETHER` methods.
+
+    Args:
+        values: with `setting` and `label`, in the order that they are drawn in.
+    """
+    for setting, group in values.groupby("setting", sort=False):
+        labels = list(dict.fromkeys(group["label"]))
+        several = ceil(len(labels) / TOGETHER)
+        for part in range(several):
+            first, end = (len(labels) * n // several for n in (part, part + 1))
+            which = f"; {first + 1} to {end} of {len(labels)} methods" if several > 1 else ""
+            own = group[group["label"].isin(labels[first:end])]
+            yield str(setting), f"{setting}{which}", own
 
 
 def write_figure(figure: Figure, out: Path, stem: str) -> list[Path]:

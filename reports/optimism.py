@@ -28,7 +28,7 @@ from protocols.optimism import (
 )
 from protocols.policies import POLICIES
 from protocols.rules import REPORTED, Last
-from reports.drawing import GREY, blank, colours, legend, literal, plain, write_figure
+from reports.drawing import GREY, blank, colours, in_rows, legend, literal, plain, write_figure
 from reports.facts import MAIN, Facts
 from reports.render import Section, Sheet, csv_text, write_file, write_sheets
 from reports.table import NO_VALUE, number
@@ -39,8 +39,6 @@ EVALUATIONS: Final = (1, 5, 16, 76, 290)
 CASES: Final = (20, 60, 200)
 """Numbers of test cases for the same."""
 
-_INSIDE: Final = 12
-"""Methods that a legend inside its panel has room for."""
 
 _GAPS, _SPLITS, _NULL = range(3)
 """What draws random numbers, each from its own stream."""
@@ -185,26 +183,33 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
 
 
 def draw(values: pd.DataFrame, chance: pd.DataFrame) -> Figure:
-    """A row per setting, DSC of the main predictor: gaps in parts, and chance by evaluations."""
+    """DSC of the main predictor, by setting: gaps in parts, and chance by evaluations.
+
+    A setting of more than `TOGETHER` methods has several rows, on one scale.
+    """
     values = values[(values["metric"] == "dsc") & (values["predictor"] == MAIN)]
     values = values[values["gap"].notna()]
     if values.empty:
         return blank("Optimism: no run that counts has a gap yet.")
     chance = chance[(chance["metric"] == "dsc") & (chance["predictor"] == MAIN)]
-    settings = list(dict.fromkeys(values["setting"]))
+    rows = list(in_rows(values))
     palette = colours(sorted(set(values["label"])))
-    widest = max(group["label"].nunique() for _, group in values.groupby("setting"))
+    widest = max(own["label"].nunique() for _, _, own in rows)
     figure = Figure(
-        figsize=(max(9.6, 5.4 + 1.3 * widest), 4.2 * len(settings) + 0.9), layout="constrained"
+        figsize=(max(9.6, 5.4 + 1.3 * widest), 4.2 * len(rows) + 0.9), layout="constrained"
     )
     ratio = max(1.0, 0.25 * widest)
-    grid = figure.add_gridspec(len(settings), 2, width_ratios=[ratio, 1], wspace=0.06)
-    for place, setting in enumerate(settings):
-        own = values[values["setting"] == setting]
-        parts, by_chance = (figure.add_subplot(grid[place, column]) for column in (0, 1))
-        parts.set_title(literal(setting, 60), fontsize=10, loc="left")
+    grid = figure.add_gridspec(len(rows), 2, width_ratios=[ratio, 1], wspace=0.06)
+    scales: dict[str, Axes] = {}
+    for place, (setting, title, own) in enumerate(rows):
+        parts = figure.add_subplot(grid[place, 0], sharey=scales.get(setting))
+        scales.setdefault(setting, parts)
+        by_chance = figure.add_subplot(grid[place, 1])
+        parts.set_title(literal(title, max(60, 10 * widest)), fontsize=10, loc="left")
         _draw_parts(parts, own, palette)
-        _draw_chance(by_chance, own, chance[chance["setting"] == setting], palette)
+        here = chance[chance["setting"] == setting].merge(values[["setting", "label", "cases"]])
+        top = 1.05 * here["gain"].fillna(0).max() if len(here) else 0.0
+        _draw_chance(by_chance, own, here, palette, top or 1.0)
     _explain(figure)
     return figure
 
@@ -315,7 +320,7 @@ def _draw_parts(axes: Axes, values: pd.DataFrame, palette: Mapping[str, str]) ->
 
 
 def _draw_chance(
-    axes: Axes, values: pd.DataFrame, chance: pd.DataFrame, palette: Mapping[str, str]
+    axes: Axes, values: pd.DataFrame, chance: pd.DataFrame, palette: Mapping[str, str], top: float
 ) -> None:
     plain(axes)
     handles = []
@@ -338,7 +343,7 @@ def _draw_chance(
     axes.set_xscale("log")
     axes.set_xticks(EVALUATIONS, [str(count) for count in EVALUATIONS])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, top)
     axes.set_xlabel("evaluations to choose from", fontsize=9)
     axes.set_ylabel("gap by chance, DSC points", fontsize=9)
     axes.set_title(
@@ -346,11 +351,9 @@ def _draw_chance(
         fontsize=10,
         loc="left",
     )
-    inside = len(handles) <= _INSIDE
     axes.legend(
-        handles=handles, frameon=False, fontsize=8, loc="upper left",
-        bbox_to_anchor=(0, 1) if inside else (1.02, 1), borderaxespad=0.5 if inside else 0,
-        ncols=1 if inside else 2,
+        handles=handles, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.02, 1),
+        borderaxespad=0,
     )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def write_report(
     Args:
         store: folder of the store.
         protocol: a rule: `last`, `best`, `best(split=val)` ...
-        out: folder for the files; it is made.
+        out: folder for the files; it is made. What is counted differently from the defaults goes
+            to a folder in it, such as `empty-worst`, so that no two reports share a file.
         empty: name of the policy for empty masks.
         partial: whether unfinished runs count, with the evaluations that they have.
         names: which reports, by their own names or the paper's (`table4`); none for the standard
@@ -62,7 +63,13 @@ def write_report(
     if not chosen:
         chosen = [report for report in REPORTS.values() if report.standard]
         shown = [facts.once(sheet)]
-    paths = [path for report in chosen for path in report.write(facts, out)]
+    counted = [
+        *([f"empty-{facts.policy}"] if facts.policy != "tcseg" else []),
+        *([str(options.stratum)] if options.stratum is not DEFAULTS.stratum else []),
+        *(["partial"] if partial else []),
+    ]
+    folder = out / "-".join(counted) if counted else out
+    paths = [path for report in chosen for path in report.write(facts, folder)]
     return Written(tuple(map(console, shown)), facts.summary, tuple(paths))
 
 

@@ -24,6 +24,7 @@ from reports.drawing import GREY, colours, literal, write_figure
 from reports.facts import MAIN, Facts
 from reports.scan import Scan
 from reports.surface import Camera, coloured, frame, shaded
+from reports.table import file_name
 from results.errors import UserError
 from results.lookup import unknown
 from results.predictions import Mask, load_masks
@@ -62,16 +63,17 @@ class View:
 
 
 def write_slices(facts: Facts, out: Path) -> list[Path]:
-    """Write a figure `slices-<n>-<case>` for each case of each setting; return the paths.
+    """Write a figure `slices-<rule>-<n>-<case>` for each case of each setting; return the paths.
 
     Raises:
         UserError: no predictions are kept, not of the chosen checkpoints, or they are damaged; an
             unknown case; images that are missing or do not fit.
     """
     paths = []
+    stem = f"{STEM}-{file_name(facts.rule.expression)}"
     for number, view in enumerate(views(facts), start=1):
         slug = re.sub(r"[^a-z0-9]+", "-", view.case.lower()).strip("-")[:60]
-        paths += write_figure(draw(view), out, f"{STEM}-{number}-{slug}".rstrip("-"))
+        paths += write_figure(draw(view), out, f"{stem}-{number}-{slug}".rstrip("-"))
     return paths
 
 

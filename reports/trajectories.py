@@ -14,13 +14,11 @@ from matplotlib.lines import Line2D
 
 from protocols.metrics import METRICS
 from protocols.rules import REPORTED, Best, Last
-from reports.drawing import GREY, blank, colours, legend, literal, plain, write_figure
+from reports.drawing import GREY, TOGETHER, blank, colours, legend, literal, plain, write_figure
 from reports.facts import MAIN, Facts
 from reports.render import csv_text, write_file
 
 STEM: Final = "trajectories"
-TOGETHER: Final = 8
-"""As many methods are told apart in one panel."""
 
 
 class _Size(NamedTuple):

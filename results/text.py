@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import traceback
+from pathlib import Path
 from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
@@ -11,3 +13,9 @@ _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 def one_line(text: str) -> str:
     """The text without line breaks and control characters (which terminals obey)."""
     return _CONTROL.sub(" ", text).strip()
+
+
+def told(error: Exception) -> str:
+    """An error that nobody expected, with the line that it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({Path(last.filename).name}:{last.lineno})"

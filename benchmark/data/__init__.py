@@ -38,7 +38,7 @@ def source_for(name_or_path: str) -> Source:
     """
     if name_or_path in SOURCES:
         return SOURCES[name_or_path]
-    folder, label = _split_label(name_or_path)
+    folder, label = split_label(name_or_path)
     if not _looks_like_folder(folder):
         raise _unknown(name_or_path, [])
     source = Decathlon(Path(folder), label)
@@ -51,7 +51,7 @@ def source_for(name_or_path: str) -> Source:
 
 def is_folder(name_or_path: str) -> bool:
     """Whether this stands for a folder, and not for a known name."""
-    return name_or_path not in SOURCES and _looks_like_folder(_split_label(name_or_path)[0])
+    return name_or_path not in SOURCES and _looks_like_folder(split_label(name_or_path)[0])
 
 
 def open_dataset(name_or_path: str, root: Path) -> Dataset:
@@ -96,8 +96,8 @@ def prepared_folders(root: Path) -> list[str]:
     )
 
 
-def _split_label(text: str) -> tuple[str, int | None]:
-    """FOLDER:2 as folder and label."""
+def split_label(text: str) -> tuple[str, int | None]:
+    """FOLDER:2 as folder and label; without one, the text and None."""
     folder, colon, label = text.rpartition(":")
     if colon and label.isdigit() and not Path(text).exists():
         return folder, int(label)
@@ -109,5 +109,10 @@ def _looks_like_folder(text: str) -> bool:
 
 
 def _unknown(name: str, prepared: list[str]) -> UserError:
+    if Path(name).is_dir():
+        return UserError(
+            f"the folder {name} has no dataset.json: a dataset is a folder in the Medical "
+            "Segmentation Decathlon layout"
+        )
     error = unknown("dataset", name, [*SOURCES, *prepared])
     return UserError(f"{error}; or a folder in the Medical Segmentation Decathlon layout")

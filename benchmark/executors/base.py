@@ -156,7 +156,7 @@ class Executor(ABC):
 
     def farewell(self, store: Store) -> str:
         """What to say to a user who interrupted work on a store."""
-        return "interrupted; nothing is lost, the same command continues where it was"
+        return "interrupted; the same command continues every run from its last checkpoint"
 
 
 def command(

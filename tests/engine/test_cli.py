@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmark import cli, status, terminal
+from benchmark import catalogue, cli, status, terminal
 from benchmark.data import SOURCES
 from benchmark.profiles import PROFILES
 from methods import METHODS
@@ -296,3 +297,56 @@ def test_a_table_breaks_no_short_word(
     said = capsys.readouterr().out
     assert "tcseg-la-8-s0-mini-0 finished" in said
     assert note.split() == [w for line in said.splitlines()[1:] for w in line[30:].split()]
+
+
+def test_a_table_of_methods_loses_nothing_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = catalogue.rows(METHODS)
+    letters = Counter("".join(cell for row in (catalogue.HEAD, *rows) for cell in row))
+    del letters[" "]
+    for width in (60, 74, 80, 81, 100, 130):
+        monkeypatch.setattr(terminal, "out", Console(width=width))
+        terminal.print_table(catalogue.HEAD, rows)
+        assert Counter("".join(capsys.readouterr().out.split())) == letters, width
+
+
+def test_one_label_of_a_folder_is_prepared_and_trained_by_its_name(
+    bench: Bench, tmp_path: Path
+) -> None:
+    folder = make_folder(tmp_path / "balls", 10)
+    words = ("-m", "supervised", "--profile", "smoke", "--seeds", "1", "--labelled", "2")
+    code, _, err = bench(
+        *("run", *words, "-d", f"{folder}:1", "--data", tmp_path / "data"),
+        *("--store", tmp_path / "s", "--executor", "inline"),
+    )
+    assert code == 0, err
+    assert Store.open(tmp_path / "s").records()["dataset"].tolist() == ["balls-label1"]
+
+
+def test_a_folder_that_is_no_dataset_is_told_as_such(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare").mkdir()
+    monkeypatch.chdir(tmp_path)
+    code, _, err = bench("run", "-m", "supervised", "-d", "bare")
+    assert code == 2
+    assert "the folder bare has no dataset.json" in err
+
+
+def test_a_dry_run_of_a_method_that_fails_is_one_line(bench: Bench, toy: Toy) -> None:
+    words = ("-d", toy.folder, "--data", toy.root, "--profile", "smoke", "--labelled", "2")
+    code, _, err = bench("run", "--plugin", PLUGIN, "-m", "crashes", *words, "--dry-run")
+    assert code == 2
+    assert "crashes cannot be tried: KeyError" in err
+    assert "plugin_methods.py:" in err
+
+
+def test_a_report_of_nothing_finished_says_so(bench: Bench, toy: Toy, tmp_path: Path) -> None:
+    words = ("-d", toy.folder, "--data", toy.root, "--profile", "smoke", "--labelled", "2")
+    store = ("--store", tmp_path / "s")
+    bench("run", "--plugin", PLUGIN, "-m", "crashes", *words, "--seeds", "1", *store)
+    _, _, err = bench("report", "table", *store)
+    assert "has finished yet" in err
+    (row,) = bench("status", "--json", *store)[1].splitlines()
+    assert json.loads(row)["state"] == "error"

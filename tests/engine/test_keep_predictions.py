@@ -222,7 +222,7 @@ def test_slices_are_drawn_from_a_store_and_its_data(
     case = str(store.read("predictions").query("split == 'test'")["case"].iloc[0])
     command = ("report", "slices", "--case", case, "--store", store.path, "--out", tmp_path)
     assert bench(monkeypatch, *command, "--data", toy.root) == 0
-    assert {p.suffix for p in tmp_path.glob("slices-1-*")} >= {".png", ".pdf"}
+    assert {p.suffix for p in tmp_path.glob("slices-last-1-*")} >= {".png", ".pdf"}
     capsys.readouterr()
     assert bench(monkeypatch, *command, "--data", tmp_path) == 2
     assert "name the folder of prepared data that the runs were made with (--data)" in (

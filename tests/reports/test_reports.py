@@ -435,6 +435,15 @@ def test_a_figure_of_nothing_finished_says_so(empty_store):
 # Whole reports
 
 
+def test_reports_that_count_differently_share_no_file(store, tmp_path):
+    made = [
+        write_report(store.path, "last", tmp_path, names=["table", "optimism"], **options).paths
+        for options in ({}, {"empty": "worst"}, {"partial": True})
+    ]
+    assert len({path for paths in made for path in paths}) == sum(map(len, made))
+    assert made[1][0].parent == tmp_path / "empty-worst"
+
+
 def test_a_report_is_files_and_a_table_for_the_terminal(store, tmp_path):
     made = write_report(store.path, "best", tmp_path / "out")
     assert [p.name for p in made.paths] == [

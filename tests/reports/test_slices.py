@@ -209,7 +209,7 @@ def test_the_same_store_gives_the_same_bytes_in_whatever_order_it_was_filled(ful
         write_slices(facts_of(s, cases=("case1",)), tmp_path / name)
         for s, name in ((full, "a"), (other, "b"))
     )
-    assert {p.name for p in one} >= {"slices-1-case1.png", "slices-1-case1.pdf"}
+    assert {p.name for p in one} >= {"slices-last-1-case1.png", "slices-last-1-case1.pdf"}
     assert [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
 
 
@@ -218,7 +218,7 @@ def test_names_are_text_and_never_paths_or_mathematics(store, tmp_path):
     add(store, "mt", 0, cases=[strange])
     paths = write_slices(facts_of(store, cases=(strange,)), tmp_path / "out")
     assert {p.parent for p in paths} == {tmp_path / "out"}
-    assert all(re.fullmatch(r"slices-1-[a-z0-9-]+\.[a-z]+", p.name) for p in paths)
+    assert all(re.fullmatch(r"slices-last-1-[a-z0-9-]+\.[a-z]+", p.name) for p in paths)
 
 
 # The surface
