@@ -30,6 +30,8 @@ FAILURE: Final = "failed"
 
 _GAP: Final = 3
 """Between columns on a terminal."""
+_FOLDED: Final = 8
+"""Letters that a column of names keeps at least."""
 
 _WIDE: Final = 8
 """Columns above which LaTeX sets a table small."""
@@ -143,14 +145,23 @@ class _Fitting:
     def _parts(self, room: int) -> list[list[int]]:
         names = [group for group, _ in self.sheet.columns]
         lead = [place for place, group in enumerate(names) if not group]
-        parts = [lead]
+        parts = [list(lead)]
+
+        def begin_where_full(more: list[int]) -> None:
+            wide = sum(self.widths[place] + _GAP for place in parts[-1] + more)
+            if parts[-1] != lead and wide > room:
+                parts.append(list(lead))
+
         for group in dict.fromkeys(filter(None, names)):
             own = [place for place, name in enumerate(names) if name == group]
-            longer = parts[-1] + own
-            if parts[-1] != lead and sum(self.widths[p] + _GAP for p in longer) > room:
-                parts.append(lead + own)
+            # Columns without a group may be folded; one whose numbers do not fit is divided.
+            if sum(self.widths[place] + _GAP for place in own) + _FOLDED * len(lead) > room:
+                for place in own:
+                    begin_where_full([place])
+                    parts[-1].append(place)
             else:
-                parts[-1] = longer
+                begin_where_full(own)
+                parts[-1] += own
         return parts
 
     def _table(self, places: Sequence[int]) -> Table:

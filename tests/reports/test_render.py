@@ -119,6 +119,20 @@ def test_a_narrow_terminal_gets_groups_below_each_other_and_loses_nothing():
         assert "…" not in text
 
 
+def test_a_group_that_is_wider_than_the_terminal_is_divided_and_loses_nothing():
+    places = [f"rank {n}" for n in range(1, 25)]
+    columns = (("", "method"), ("rank", "mean"), *(("draws, %", place) for place in places))
+    rows = (("a-long-method-name", "2.50", *(f"{n}.{n}{n}" for n in range(10, 34))),)
+    sheet = Sheet("t", columns, (Section("s", rows),), ())
+    for width in (50, 80, 230):
+        screen = Console(width=width, file=io.StringIO(), color_system=None)
+        screen.print(console(sheet))
+        text = screen.file.getvalue()
+        assert all(text.count(number) == 1 for number in rows[0][1:])
+        assert text.count("a-long-method-name") == text.count("draws, %")
+        assert "…" not in text
+
+
 def test_marks_are_set_by_each_writer_and_their_text_is_escaped():
     cells = (("m", Bold("a|_1"), Underlined("b&2")),)
     columns = (("", "method"), ("", "x"), ("", "y"))
