@@ -6,6 +6,7 @@ import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Self
@@ -68,7 +69,8 @@ class Starts:
         """It is started now; what an earlier attempt said of itself is no longer true."""
         self.number += 1
         self.reached = newest_step(store.work(run))
-        (store.work(run) / ERROR_FILE).unlink(missing_ok=True)
+        with suppress(OSError):  # a disk that fails is for the worker to tell
+            (store.work(run) / ERROR_FILE).unlink(missing_ok=True)
 
     def since(self, run: str, store: Store) -> int:
         """The number, after the start has ended."""

@@ -168,6 +168,19 @@ def test_what_an_earlier_attempt_said_is_not_told_of_a_later_one(toy: Toy, tmp_p
     assert event.message.startswith("its process ended with exit code 1")
 
 
+def test_a_message_that_cannot_be_removed_does_not_end_the_command(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    store = announced(plan(toy.folder, toy.root, tmp_path).jobs[0], tmp_path)[0]
+    monkeypatch.setattr(Path, "unlink", failing)
+    starts = Starts()
+    starts.begin("run", store)
+    assert starts.number == 1
+
+
 def test_a_record_that_only_a_listing_shows_is_seen(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
