@@ -61,7 +61,9 @@ def run(
     labelled: Annotated[
         list[int] | None, typer.Option(help="Number of labelled volumes, instead of --ratio.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many (5), or which (0,1,7).")] = "5",
+    seeds: Annotated[
+        list[str] | None, typer.Option(help="How many (5), or which (0,1,7). (default: 5)")
+    ] = None,
     profile: Annotated[
         str | None,
         typer.Option(
@@ -120,12 +122,17 @@ def run(
     from benchmark import commands
     from benchmark.commands import Plan
 
+    if seeds and len(seeds) > 1:
+        raise UserError(
+            f"--seeds given {len(seeds)} times ({' and '.join(seeds)}): give it once, as a count "
+            "(5) or a list (0,1,7)"
+        )
     plan = Plan.make(
         methods=method,
         sources=dataset or ["phantom"],
         ratios=ratio or ([] if labelled else [0.1]),
         labelled=labelled or [],
-        seeds=seeds,
+        seeds=(seeds or ["5"])[0],
         profile=profile,
         recipe=recipe,
         predictors=predictors,
@@ -145,8 +152,9 @@ def run(
     commands.refuse_unkept(plan)
     if dry_run:
         commands.show_plan(plan, out)
-        return
     commands.refuse_endless(plan)
+    if dry_run:
+        return
     raise typer.Exit(commands.run(plan, progress.value, out, retry_failed=retry_failed))
 
 
@@ -164,6 +172,10 @@ def report(
     store: StoreOption = Path("runs"),
     to: Annotated[
         Path | None, typer.Option("--out", help="Folder for the files. (default: STORE/reports)")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option("--method", "-m", help="Only these; several times. (all in the store)"),
     ] = None,
     empty: Annotated[
         str, typer.Option(help="What an empty mask counts: tcseg, worst, exclude or zero.")
@@ -205,7 +217,7 @@ def report(
         empty=empty,
         partial=partial,
         names=names or [],
-        options=Options(seed, tuple(case or ()), scan, cases, linked),
+        options=Options(seed, tuple(case or ()), scan, cases, linked, tuple(method or ())),
     )
     for table in written.tables:
         out.print(table)

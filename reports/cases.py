@@ -204,6 +204,7 @@ def _differences_sheet(facts: Facts, found: pd.DataFrame) -> Sheet:
         f"take back what earlier ones gave. {NO_VALUE} where the differences cancel out.",
         f"Reference: {BASELINE} where it was run, else the best method.",
         f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
+        *facts.omitted,
     ]
     if not sections:
         notes.insert(0, "No setting has two methods with finished runs yet.")

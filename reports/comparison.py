@@ -187,6 +187,7 @@ def variance_sheet(facts: Facts, values: pd.DataFrame) -> Sheet:
         "difference has a lower one.",
         f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}. {NO_VALUE} where "
         "there are fewer than two finished runs or two cases, or a case does not count.",
+        *facts.omitted,
     ]
     title = "Where the variance comes from, last checkpoints, DSC in points"
     return Sheet(title, tuple(columns), tuple(sections), tuple(notes), left=1)
@@ -254,6 +255,7 @@ def _notes(facts: Facts, shown: pd.DataFrame) -> list[str]:
         "Seeds: those that both methods have (of as many as each has, where these are more). "
         "Where they share fewer than two, all runs of both are compared unpaired.",
         f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
+        *facts.omitted,
     ]
     if int(shown["failed"].sum()):
         said.append(

@@ -42,6 +42,7 @@ class Options:
     stratum: which test cases count.
     linked: gives the linked cases of a dataset whose runs do not say them; None where the data
            are not there.
+    methods: names of those to report; none for all of the store.
     """
 
     seed: int = 0
@@ -49,6 +50,7 @@ class Options:
     scan: ScanReader | None = None
     stratum: Stratum = Stratum.ALL
     linked: LinkReader | None = None
+    methods: tuple[str, ...] = ()
 
 
 DEFAULTS: Final = Options()
@@ -65,7 +67,8 @@ class Facts:
     sidecars:   of runs that have a record, by run id.
     policy:     name of the empty-mask policy.
     partial:    whether unfinished runs count, with the evaluations that they have.
-    strata:     what a reader must know of test cases that do not count, a sentence each.
+    omitted:    what a reader must know of methods and test cases that are left out, a sentence
+                each.
     """
 
     store: Store
@@ -77,7 +80,7 @@ class Facts:
     policy: str
     partial: bool
     options: Options
-    strata: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     @property
     def cases(self) -> pd.DataFrame:
@@ -145,8 +148,8 @@ def load_facts(
         options: what concerns single reports.
 
     Raises:
-        UserError: an unknown name, a store without any run, one that cannot be read, or a stratum
-            of which nothing is known.
+        UserError: an unknown name, a method without a run, a store without any run, one that
+            cannot be read, or a stratum of which nothing is known.
     """
     rule = parse_rule(protocol)
     chosen = find("policy", policy, POLICIES)
@@ -155,10 +158,17 @@ def load_facts(
     records = store.records()
     if runs is not None:
         records = records[records["run"].isin(runs)]
-    done = list(records["run"])
-    begun = {run: row for run, row in begun.items() if run not in done}
-    if not done and not begun:
+    ended = set(records["run"])
+    begun = {run: row for run, row in begun.items() if run not in ended}
+    if records.empty and not begun:
         raise UserError(f"the store {store.path} holds no run yet: start some with `bench run`")
+    omitted: tuple[str, ...] = ()
+    if options.methods:
+        held = {*records["method"], *(str(row.get("method")) for row in begun.values())}
+        omitted = _others(options.methods, held, store)
+        records = records[records["method"].isin(options.methods)]
+        begun = {run: row for run, row in begun.items() if row.get("method") in options.methods}
+    done = list(records["run"])
     more = store.read("cases", [], _SCORED)
     if begun:
         records = pd.concat([records, planned_runs(begun)], ignore_index=True)
@@ -185,7 +195,28 @@ def load_facts(
         policy=policy,
         partial=partial,
         options=options,
-        strata=counted.notes,
+        omitted=(*omitted, *counted.notes),
+    )
+
+
+def _others(wanted: Collection[str], held: Collection[str], store: Store) -> tuple[str, ...]:
+    """Says which of the methods that a store holds are not wanted.
+
+    Raises:
+        UserError: the store holds no run of a wanted one.
+    """
+    for name in wanted:
+        if name not in held:
+            raise UserError(
+                f"the store {store.path} holds no run of method '{name}'; it holds "
+                f"{', '.join(sorted(held))}"
+            )
+    others = sorted(set(held) - set(wanted))
+    if not others:
+        return ()
+    return (
+        f"Only {', '.join(sorted(set(wanted)))}, as asked: the store holds runs of {len(others)} "
+        f"other method{'s' * (len(others) > 1)} ({', '.join(others)}).",
     )
 
 

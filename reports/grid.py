@@ -146,7 +146,7 @@ def common_notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         f"is one reads “{FAILURE}”. {NO_VALUE}: not run, or not defined.",
         f"DSC in percent, mean over the {REPORTED} cases; empty masks, policy {facts.policy}: "
         f"{POLICIES[facts.policy].meaning}.",
-        *facts.strata,
+        *facts.omitted,
     ]
     if POLICIES[facts.policy].flatters:
         said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")

@@ -143,6 +143,7 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
         "Runs: finished of started; a failed or unfinished run has no gap but stays in the count."
         + _failed(methods),
         f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
+        *facts.omitted,
         f"Random numbers from seed {facts.options.seed}.",
     ]
     if POLICIES[facts.policy].flatters:

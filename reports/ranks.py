@@ -133,6 +133,7 @@ def _ranks_sheet(facts: Facts, metric: str, placed: pd.DataFrame) -> Sheet:
         + ("." if len(used) == len(POLICIES) else ". All others give these ranks too.")
     )
     notes += [_winner(setting, label, table) for setting, table in by_setting.items()]
+    notes += facts.omitted
     columns = (("", "method"), *_headings(placed))
     return Sheet(f"Ranks of methods by {label}", columns, tuple(sections), tuple(notes))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 from rich.console import RenderableType
@@ -14,6 +16,9 @@ from reports.facts import DEFAULTS, Options, load_facts
 from reports.render import console
 from reports.table import sheet
 from results.store import Store
+
+_LONGEST: Final = 60
+"""Characters of the name of a folder."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,23 @@ def write_report(
         *([f"empty-{facts.policy}"] if facts.policy != "tcseg" else []),
         *([str(options.stratum)] if options.stratum is not DEFAULTS.stratum else []),
         *(["partial"] if partial else []),
+        *([only(options.methods)] if options.methods else []),
     ]
     folder = out / "-".join(counted) if counted else out
     paths = [path for report in chosen for path in report.write(facts, folder)]
     return Written(tuple(map(console, shown)), facts.summary, tuple(paths))
+
+
+def only(methods: Collection[str]) -> str:
+    """Name of a folder for reports of these methods alone.
+
+    >>> only(("tcseg", "mt"))
+    'only-mt-tcseg'
+    """
+    name = "-".join(["only", *sorted(set(methods))])
+    if len(name) <= _LONGEST:
+        return name
+    return f"only-{len(set(methods))}-methods-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 def tables(

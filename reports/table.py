@@ -157,7 +157,7 @@ def notes(facts: Facts) -> list[str]:
             "Trained steps: methods of one setting were trained for different lengths, as their "
             "recipes say."
         )
-    said += facts.strata
+    said += facts.omitted
     said += _dataset_notes(facts)
     said += [
         f"{dataset} is a partial copy: its numbers do not compare with those of the full set."

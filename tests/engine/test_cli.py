@@ -187,6 +187,31 @@ def test_the_papers_scale_by_default_says_how_long_it_takes_without_a_gpu(
     assert "1 runs at the paper's scale would take about" in err
     assert "--profile mini" in err
     assert not (tmp_path / "store").exists()
+    code, out, told = bench(*given, "--store", tmp_path / "store", "--seeds", "1", "--dry-run")
+    assert code == 2
+    assert "20,000" in out
+    assert "1 runs at the paper's scale would take about" in told
+
+
+def test_seeds_given_twice_are_refused(bench: Bench, toy: Toy, tmp_path: Path) -> None:
+    code, _, err = bench(*small(toy, tmp_path / "store", "--seeds", "3", "--seeds", "0,4"))
+    assert code == 2
+    assert "--seeds given 2 times (3 and 0,4): give it once" in err
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_report_of_some_methods(bench: Bench, toy: Toy, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    bench(*small(toy, store, "-m", "mt", "--seeds", "1"))
+    code, out, err = bench("report", "table", "--store", store, "-m", "mt")
+    assert code == 0
+    assert "Only mt, as asked: the store holds runs of 1 other method (supervised)." in " ".join(
+        out.split()
+    )
+    assert "only-mt/table-last.md" in err.replace("\n", "")
+    code, _, err = bench("report", "table", "--store", store, "-m", "dtc")
+    assert code == 2
+    assert "holds no run of method 'dtc'; it holds mt, supervised" in " ".join(err.split())
 
 
 def test_a_folder_is_prepared_on_first_use(bench: Bench, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_only_unlinked_test_cases_count(store):
     assert set(facts.summary["cases"]) == {3}
     everything = load_facts(store, "last", "tcseg")
     assert median_dsc(everything) == pytest.approx(np.mean(SCORES[2000]) + 0.01)
-    assert everything.strata == ()
+    assert everything.omitted == ()
 
 
 def test_a_rule_that_looks_at_the_test_split_looks_at_these_cases_alone(store):
@@ -125,7 +125,7 @@ def test_a_dataset_of_which_nothing_is_known_keeps_all_cases_and_says_so(store):
     facts = load_facts(store, "last", "tcseg", options=UNLINKED)
     assert median_dsc(facts, "brats") == pytest.approx(np.mean(SCORES[2000]))
     assert set(facts.summary["dataset"]) == {"la (unlinked test cases)", "brats"}
-    assert any(n.startswith("brats: nobody has looked for links") for n in facts.strata)
+    assert any(n.startswith("brats: nobody has looked for links") for n in facts.omitted)
 
 
 def test_a_dataset_without_links_counts_all_cases_as_unlinked(tmp_path):
@@ -133,7 +133,7 @@ def test_a_dataset_without_links_counts_all_cases_as_unlinked(tmp_path):
     other(store, {})
     facts = load_facts(store, "last", "tcseg", options=UNLINKED)
     assert facts.summary["cases"].tolist() == [5]
-    assert facts.strata == (
+    assert facts.omitted == (
         "brats: no test case is known to be linked to a training case; all of them count.",
     )
 
