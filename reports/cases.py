@@ -134,15 +134,22 @@ def hardest(facts: Facts) -> pd.DataFrame:
 
 
 def draw(values: pd.DataFrame) -> Figure:
-    """A panel per setting and method: a bar per case, the largest difference first."""
+    """A panel per setting and method: a bar per case, the largest difference first.
+
+    Panels beside each other have one scale.
+    """
     if values.empty:
         return blank("Cases: no setting has two methods with finished runs yet.")
     panels = list(values.groupby(["setting", "method"], sort=False))
     columns = min(_COLUMNS, len(panels))
     rows = ceil(len(panels) / columns)
     figure = Figure(figsize=(4.6 * columns, 3.4 * rows + 0.5), layout="constrained")
+    first: Axes | None = None
     for place, ((setting, method), group) in enumerate(panels):
-        axes = figure.add_subplot(rows, columns, place + 1)
+        if place % columns == 0:
+            first = None
+        axes = figure.add_subplot(rows, columns, place + 1, sharey=first)
+        first = first or axes
         mean = f"mean {group['difference'].mean():+.2f}"
         title = f"{method} − {group['reference'].iloc[0]}, {mean}; {setting}"
         axes.set_title(literal(title, 48), fontsize=8.5, loc="left")

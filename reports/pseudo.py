@@ -9,7 +9,7 @@ The paper does not say whether it pools volumes so or averages over them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from reports.drawing import GREY, blank, colours, legend, literal, plain, write_figure
+from reports.drawing import GREY, blank, colours, in_rows, legend, literal, plain, write_figure
 from reports.facts import MAIN, Facts
 from reports.render import Section, Sheet, write_sheets
 from reports.table import NO_VALUE, number
@@ -94,31 +94,48 @@ def sheet(values: pd.DataFrame) -> Sheet:
 
 
 def draw(values: pd.DataFrame) -> Figure:
-    """PPV across, NPV up, recall as size: a panel per setting, arrows from the baseline."""
+    """PPV across, NPV up, recall as size: arrows from the baseline.
+
+    A panel per setting, or several of one scale that share the baseline, where methods are many.
+    """
     if values.empty:
         return blank("Pseudo-labels: no run has finished yet.")
     shown = values.dropna(subset=list(QUALITIES))
     if shown.empty:
         return blank("Pseudo-labels: PPV, NPV or recall is undefined for every method.")
-    settings = list(dict.fromkeys(shown["setting"]))
+    panels = list(_panels(shown))
     palette = colours(sorted(set(shown["label"])))
-    columns = min(_COLUMNS, len(settings))
-    rows = ceil(len(settings) / columns)
+    columns = min(_COLUMNS, len(panels))
+    rows = ceil(len(panels) / columns)
     figure = Figure(figsize=(6.4 * columns, 4.6 * rows + 0.9), layout="constrained")
-    for place, setting in enumerate(settings):
-        axes = figure.add_subplot(rows, columns, place + 1)
+    of_setting: dict[str, Axes] = {}
+    for place, (setting, title, own) in enumerate(panels):
+        first = of_setting.get(setting)
+        axes = figure.add_subplot(rows, columns, place + 1, sharex=first, sharey=first)
+        of_setting.setdefault(setting, axes)
         plain(axes)
         axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-        axes.set_title(literal(setting, 70), fontsize=10, loc="left")
+        axes.set_title(literal(title, 70), fontsize=10, loc="left")
         axes.set_xlabel("PPV", fontsize=9)
         axes.set_ylabel("NPV", fontsize=9)
         axes.margins(0.18)
-        _draw_setting(axes, shown[shown["setting"] == setting], palette)
+        _draw_panel(axes, own, palette)
     _explain(figure, palette, undefined=len(values) - len(shown))
     return figure
 
 
-def _draw_setting(axes: Axes, values: pd.DataFrame, palette: Mapping[str, str]) -> None:
+def _panels(values: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Setting, title and values of each panel; the baseline is in all of its setting."""
+    for setting, group in values.groupby("setting", sort=False):
+        is_baseline = group["label"] == BASELINE
+        if is_baseline.all():
+            yield str(setting), str(setting), group
+            continue
+        for _, title, own in in_rows(group[~is_baseline]):
+            yield str(setting), title, pd.concat([group[is_baseline], own])
+
+
+def _draw_panel(axes: Axes, values: pd.DataFrame, palette: Mapping[str, str]) -> None:
     start = values[values["label"] == BASELINE]
     for row in values.sort_values("recall", ascending=False).to_dict("records"):
         label, at, radius = row["label"], (row["ppv"], row["npv"]), _radius(row["recall"])

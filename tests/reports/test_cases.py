@@ -125,6 +125,11 @@ def test_the_figure_has_a_bar_for_every_case_of_every_pair(store):
         assert names == found.loc[found["method"] == method, "case"].tolist()
 
 
+def test_panels_beside_each_other_have_one_scale(store):
+    first, second = draw(differences(facts(store))).axes
+    assert first.get_ylim() == second.get_ylim()
+
+
 def test_files_are_the_same_bytes_whatever_the_order_of_rows(store, tmp_path):
     mixed = fill(
         Store.open(tmp_path / "s", create=True),

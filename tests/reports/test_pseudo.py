@@ -143,6 +143,20 @@ def test_every_marker_carries_its_recall_and_every_method_is_in_the_legend(fille
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
 
 
+def test_many_methods_have_panels_of_one_scale_with_the_baseline_in_each(filled):
+    for place in range(10):
+        add(filled, f"method{place}", 0, ((7 + place, 3, 3, 87),))
+    values = found(filled)
+    panels = pseudo.draw(values).axes
+    shown = [[a.get_gid() for a in axes.collections] for axes in panels]
+    assert [len(names) for names in shown] == [6, 7]
+    assert all("supervised" in names for names in shown)
+    assert {name for names in shown for name in names} == set(values["label"])
+    assert panels[1].get_title(loc="left").endswith("6 to 11 of 11 methods")
+    assert {axes.get_xlim() for axes in panels} == {panels[0].get_xlim()}
+    assert {axes.get_ylim() for axes in panels} == {panels[0].get_ylim()}
+
+
 def test_without_a_baseline_there_is_no_arrow(store):
     add(store, "mt", 0, COUNTS["mt", 0])
     axes = pseudo.draw(found(store)).axes[0]
