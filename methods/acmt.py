@@ -12,7 +12,8 @@ term                  here                                        paper
 ``supervised``        half cross-entropy, half Dice of both       supervised loss
                       classes
 ``consistency``       mean squared difference over A              ambiguity-selective consistency
-``entropy``           `prototype` only: mean entropy outside A    regularisation of P-Err.
+``entropy``           `prototype` only: entropy outside A, mean   regularisation of P-Err.
+                      over all voxels
 A                     ``ambiguity``, one of the three below       Ent., M.U. and P-Err.
 lambda(t)             ``weight`` times sigmoid ramp-up            lambda
 ====================  ==========================================  ============================
@@ -32,8 +33,8 @@ whose sum over the classes also doubles the weight: ``ambiguity=uncertainty thre
 weight=0.2``. The ramp-up lasted 6,000 of 8,000 steps (``rampup=0.75``). 9,448,866 parameters at the
 paper's scale.
 
-The published numbers are the student's at the checkpoint that is best on the test set, looked at
-every 50 steps. Deviations: see `ACMT.deviations`.
+The release keeps the student's checkpoint that is best on the test set, looked at every 50 steps;
+whether the published numbers are of it is not known. Deviations: see `ACMT.deviations`.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
@@ -158,6 +159,11 @@ class Recipe:
         for name in ("momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must lie in [0, 1)")
+        for before, m in pairwise((0.0, *self.milestones)):
+            if not before < m < 1:
+                raise ValueError(
+                    f"milestones={self.milestones}; they must rise, above 0 and below 1"
+                )
 
     def learning_rate_at(self, step: Step) -> float:
         """Learning rate of one step."""

@@ -8,7 +8,8 @@ networks, whose cells pass through a projection and a prediction head, pulls a s
 .. math:: \ell(a) = - \frac{1}{|P|} \sum_{p \in P} \log
           \frac{e^{s(a, p) / \tau}}{e^{s(a, p) / \tau} + \sum_{n \in N} e^{s(a, n) / \tau}}
 
-Two memories of the teacher's vectors supply P (it was right and sure) and N (wrong and unsure).
+Two memories of the teacher's vectors supply P (it was right and sure) and N (wrong and unsure), by
+the true class of a cell: N are cells of the same class that the teacher missed.
 
 =====================  ============================================  =============================
 term                   here                                          paper
@@ -78,7 +79,7 @@ CLASSES = (0, 1)
 MEMORY = 256
 """Vectors that a memory keeps of each class."""
 REMEMBERED = 16
-"""Vectors a class that a memory takes from each labelled volume at most."""
+"""Vectors a class that a memory takes at most, times the labelled volumes of the batch."""
 TEMPERATURE = 0.5
 SURE, UNSURE = 0.85, 0.53
 """Probability above which the teacher is sure of a class, and below which it is not."""

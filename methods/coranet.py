@@ -35,7 +35,8 @@ Followed is the released code for the pancreas. Its V-Net has instance normalisa
 here they are those of the benchmark, with 9,462,854 parameters at the paper's scale. It learns by
 Adam (0.001, betas 0.5 and 0.999) from 8 + 8 volumes: there is no `authors` recipe, since recipes
 are of SGD. The release evaluates on the test set but writes its checkpoint whatever comes out, so
-its number is the last student's. Deviations: see `CoraNet.deviations`.
+its number is the last student's; an earlier commit of it (1af5db1) keeps the best. Deviations: see
+`CoraNet.deviations`.
 """
 
 from __future__ import annotations

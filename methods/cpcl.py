@@ -34,8 +34,8 @@ term. ``stability=0`` leaves the latter out, as in the paper.
 
 Followed is the released code for the left atrium, where the ramp-up lasted 6,000 of 10,000 steps
 (``rampup=0.6``). 9,448,866 parameters at the paper's scale. The paper has tumours and kidneys; the
-numbers that circulate for the left atrium are of the checkpoint that is best on the test set,
-looked at every 100 steps, by the release. Deviations: see `CPCL.deviations`.
+release for the left atrium keeps the checkpoint that is best on the test set, looked at every 100
+steps, and whose numbers circulate is not known. Deviations: see `CPCL.deviations`.
 
 In runs cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) the last checkpoint is
 below the supervised network's: Dice 39.2, fifty steps after 68.4. The student swings at the

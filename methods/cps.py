@@ -17,7 +17,8 @@ lambda(t)             ``weight`` times sigmoid ramp-up            lambda, consta
 
 The paper segments natural images. Followed is the field's adaptation to volumes, that of SSL4MIS:
 unlabelled volumes only, lambda = 0.1 ramped up over the whole run (of 30,000 steps: ``rampup=1``).
-The paper's own form is ``on_labelled=True weight=1.5 rampup=0`` (1.5 for PASCAL VOC).
+The paper's own form is ``on_labelled=True weight=1.5 rampup=0`` (1.5 for PASCAL VOC), but for the
+Dice in L_s.
 
 The paper has no number on volumes. SSL4MIS keeps the checkpoints that are best on validation, one
 for each network, and leaves open which is reported; "main" here is network 1.

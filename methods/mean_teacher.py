@@ -74,7 +74,9 @@ class MeanTeacher(Method):
         "The main predictor is the student, as in the field's tables; the paper evaluates the "
         "teacher, which is the predictor 'teacher' here.",
         "The teacher's batch-norm statistics come from its own forward passes in training mode.",
-        "The ramp-up is a fraction of the run and rises every step.",
+        "The ramp-up is a fraction of the run and rises every step; in SSL4MIS it lasts the whole "
+        "run (of 30,000 steps: `rampup=1`).",
+        "Dice is of the foreground; that of SSL4MIS is the mean of background and foreground.",
     )
     inputs: ClassVar[tuple[str, ...]] = ("image", "label", "unlabelled")
     sizes: ClassVar[Mapping[str, int]] = {"student": 9_448_866, "teacher": 9_448_866}

@@ -101,6 +101,9 @@ class TraCoCo(Method):
         "The cross-entropy against the excluded class is not clamped at 13.8 nats, where the "
         "release's is.",
         "The ramp-up is a fraction of the run, whatever the number of labelled volumes.",
+        "Defaults and the `authors` recipe are those of the left atrium with 8 labels: with 16 "
+        "(12 on the pancreas) the authors' weight is 1.0; on the pancreas their rate is 0.025 over "
+        "10,000 or 7,000 steps, on BraTS it takes 30,000 or 15,000, and the noise of both is 0.05.",
         "Each step has the rate and the ramp-up of its own place in the run; in the release it has "
         "those of the step after.",
     )
@@ -210,8 +213,9 @@ def translation(here: Tensor, there: Tensor, axis: int = 0) -> Tensor:
         there: the same voxels' in the second.
         axis: of the softmax; 0 is over classes.
     """
-    divergence = F.kl_div(here.log_softmax(axis), there.softmax(axis), reduction="none")
-    return divergence.mean()
+    # A probability that is 0 in floating point would have the gradient 0 * log(0), no number.
+    goal = there.softmax(axis).clamp_min(torch.finfo(there.dtype).tiny)
+    return F.kl_div(here.log_softmax(axis), goal, reduction="none").mean()
 
 
 def negative_entropy(scores: Sequence[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ lambda(t)             ``weight`` times sigmoid ramp-up            lambda
 In the released code the distance is not a head: it is tanh of the same two class scores, so that
 s wants the foreground's score below zero where f wants it high. By default (``variant=fixed``) a
 second head predicts it. That head needs a target beside the Dice of s, whose gradient vanishes
-unless z is within a few hundredths of 0: without ``sdf`` it stays where it began, and ``cross``
+unless z is within a few thousandths of 0: without ``sdf`` it stays where it began, and ``cross``
 pulls the segmentation there. ``variant=released`` shares the scores, compares both classes, and has
 no ``sdf``. The paper says that uncertainty guides both consistencies; the release has the mask of
 ``cross`` commented out, in a line that would only halve the term, since it averages before it

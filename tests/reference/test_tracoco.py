@@ -77,6 +77,14 @@ def test_translation_is_the_divergence_of_the_first_from_the_second(rng, axis):
     assert translation(a, a, axis).item() == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.parametrize("gap", [10.0, 95.0, 110.0, 1e4])
+def test_a_probability_that_is_zero_in_floating_point_has_a_gradient_that_is_a_number(gap):
+    here = torch.zeros(2, 1, 1, 1, requires_grad=True)
+    there = torch.tensor([gap, 0.0]).view(2, 1, 1, 1).requires_grad_()
+    for slope in torch.autograd.grad(translation(here, there), (here, there)):
+        assert slope.isfinite().all()
+
+
 def test_both_crops_learn_from_the_translation(rng):
     a, b = torch.randn(2, 2, 3, 4, 5, generator=rng).requires_grad_()
     gradients = torch.autograd.grad(translation(a, b), (a, b))
