@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmark import checkpoint, environment
 from benchmark.attempts import CLAIM, JOB_FILE
+from benchmark.data import is_folder, split_label
 from benchmark.plugins import resolve
 from benchmark.progress import Progress
 from benchmark.progress import read as read_progress
@@ -56,13 +57,22 @@ def announce(job: Job, store: Store) -> None:
     content = {
         "spec": job.spec.canonical(),
         "checkpoint_every": job.spec.profile.checkpoint_every,
-        "dataset": job.source,
+        "dataset": _anywhere(job.source),
         "data": str(job.data.resolve()),
         "plugins": list(job.plugins),
         "keep_predictions": job.keep,
         "row": row_of(job),
     }
     store.write_work(job.spec.run_id, JOB_FILE, canonical_json(content))
+
+
+def _anywhere(source: str) -> str:
+    """A dataset as workers in other folders find it: folders by their whole path."""
+    if not is_folder(source):
+        return source
+    folder, label = split_label(source)
+    whole = str(Path(folder).expanduser().resolve())
+    return whole if label is None else f"{whole}:{label}"
 
 
 def read_job(store: Store, run_id: str, plugins: Sequence[str]) -> Job:
@@ -74,7 +84,7 @@ def read_job(store: Store, run_id: str, plugins: Sequence[str]) -> Job:
         plugins: files whose code may be run; what the folder says is not enough.
 
     Raises:
-        UserError: it needs another plugin, or cannot be read.
+        UserError: it needs another plugin, is of another run, or cannot be read.
     """
     try:
         data = json.loads(store.read_work(run_id, JOB_FILE))
@@ -92,6 +102,11 @@ def read_job(store: Store, run_id: str, plugins: Sequence[str]) -> Job:
         )
     methods = resolve([data["spec"]["method"]["name"]], data["plugins"])
     spec = spec_from_canonical(data["spec"], methods)
+    if spec.run_id != run_id:
+        raise UserError(
+            f"{store.work(run_id) / JOB_FILE} is of the run {spec.run_id}: another version of "
+            "bench announced it; give the same `bench run` command again"
+        )
     profile = replace(spec.profile, checkpoint_every=data["checkpoint_every"])
     row = data["row"]
     return Job(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
 from methods import METHODS
 from methods.base import Method
@@ -16,6 +17,8 @@ from results.errors import UserError
 from results.lookup import unknown
 
 ENTRY_POINTS = "bench.methods"
+_SOURCE = "__bench_source__"
+"""Name in a plugin's module of the digest of the bytes that it was made of."""
 
 
 def available(plugins: Sequence[str]) -> dict[str, type[Method]]:
@@ -75,15 +78,20 @@ def from_file(path: Path) -> list[type[Method]]:
     """
     if not path.is_file():
         raise UserError(f"plugin {path}: no such file")
-    name = f"bench_plugin_{path.stem}_{digest(path)[:8]}"
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"plugin {path} cannot be read: {error.strerror or error}") from None
+    source = hashlib.sha256(content).hexdigest()
+    name = f"bench_plugin_{path.stem}_{source[:8]}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        if spec is None or spec.loader is None:
-            raise UserError(f"plugin {path}: not a Python file")
-        module = importlib.util.module_from_spec(spec)
+        # Not by Python's import, which may take the bytecode of an earlier file of this length.
+        module = ModuleType(name)
+        module.__file__ = str(path)
+        setattr(module, _SOURCE, source)
         sys.modules[name] = module  # dataclasses look their module up while it is imported
         try:
-            spec.loader.exec_module(module)
+            exec(compile(content, path, "exec", dont_inherit=True), vars(module))
         except Exception as error:
             del sys.modules[name]
             raise UserError(
@@ -100,8 +108,23 @@ def from_file(path: Path) -> list[type[Method]]:
     return [_checked(c, f"plugin {path}") for c in classes]
 
 
+@cache
+def source_of(cls: type[Method]) -> str:
+    """SHA-256 of the file whose code a method from outside runs; "" for built-in methods.
+
+    As it was imported, or first asked about: files change while runs train.
+    """
+    if cls in METHODS:
+        return ""
+    known = getattr(sys.modules.get(cls.__module__), _SOURCE, None)
+    if known is not None:
+        return str(known)
+    path = inspect.getsourcefile(cls)
+    return "" if path is None else digest(Path(path))
+
+
 def digest(path: Path) -> str:
-    """SHA-256 of a plugin file."""
+    """SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

@@ -179,7 +179,8 @@ class _Attempt:
         self.pool = ThreadPoolExecutor(threads) if on_gpu or threads > 1 else None
         self.measuring: Measuring | None = None
         self.due, self.kept = job.spec.evaluated, job.kept
-        self.row, self.plugins = row_of(job), job.plugins
+        self.row = row_of(job)
+        self.plugins = {Path(p).name: digest(Path(p)) for p in job.plugins}
         if device.type == "cuda":
             torch.cuda.init()  # In a process of its own nothing has, and the next call would fail.
             torch.cuda.reset_peak_memory_stats(device)
@@ -363,7 +364,7 @@ class _Attempt:
         return spent(self.reporter.progress) | {
             "notes": list(self.world.dataset.card.notes),
             "linked": linked_cases(self.world.dataset),
-            "plugins": {Path(p).name: digest(Path(p)) for p in self.plugins},
+            "plugins": self.plugins,
         }
 
 

@@ -230,7 +230,8 @@ def _method(cls: type[Method], request: Request) -> Method:
 
 def _counts(dataset: Dataset, request: Request) -> list[int]:
     n_train = len(dataset.splits["train"])
-    return [*request.labelled, *(labelled_count(r, n_train) for r in request.ratios)]
+    counts = [*request.labelled, *(labelled_count(r, n_train) for r in request.ratios)]
+    return list(dict.fromkeys(counts))
 
 
 def _spec(
@@ -269,13 +270,16 @@ def _predictors(method: Method, asked: Sequence[str]) -> tuple[str, ...]:
     """The predictors to evaluate, each once and in the method's order.
 
     Raises:
-        UserError: none, or one that the method does not have.
+        UserError: one that the method does not have, or all without `main`.
     """
     nets = initialise(method, 0, channels=1, width=1, levels=2, dropout=0.0)
     known = tuple(method.predictors(nets))
     missing = sorted(set(asked) - {*known, "all"})
     if missing:
         raise unknown(f"predictor of {method.name}", missing[0], [*known, "all"])
-    if not asked:
-        raise UserError(f"no predictor to evaluate; known of {method.name}: {', '.join(known)}")
+    if not {"main", "all"} & set(asked):
+        raise UserError(
+            f"--predictors {','.join(asked)}: main is missing, which the paper of a method reports "
+            f"and tables rank; known of {method.name}: {', '.join(known)}, or all"
+        )
     return known if "all" in asked else tuple(name for name in known if name in asked)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmark.data.base import Augmentation, Geometry
+from benchmark.plugins import source_of
 from benchmark.profiles import PROFILES, Profile
-from methods import METHODS
 from methods.base import Method, Recipe
 from results.errors import UserError
 from results.lookup import find, unknown
@@ -64,6 +62,7 @@ class RunSpec:
 
     def canonical(self) -> dict[str, Any]:
         """Everything that decides the run's numbers, and nothing else."""
+        source = source_of(type(self.method))
         default = {f.name: f.default for f in fields(Profile)}
         profile = {
             name: value
@@ -77,7 +76,7 @@ class RunSpec:
                 "version": self.method.version,
                 "hyperparameters": asdict(self.method),
             }
-            | source_of(type(self.method)),
+            | ({"source": source} if source else {}),
             "recipe": asdict(self.recipe),
             "dataset": {
                 "name": self.dataset,
@@ -122,14 +121,6 @@ class RunSpec:
         )
 
 
-def source_of(cls: type[Method]) -> dict[str, str]:
-    """SHA-256 of a plugin's file as `source`; nothing for built-in methods, which have versions."""
-    path = inspect.getsourcefile(cls)
-    if cls in METHODS or path is None:
-        return {}
-    return {"source": hashlib.sha256(Path(path).read_bytes()).hexdigest()}
-
-
 def canonical_json(value: object) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text.
 
@@ -157,7 +148,7 @@ def spec_from_canonical(data: Mapping[str, Any], methods: Mapping[str, type[Meth
             f"this run was begun with {cls.name} version {described['version']}, "
             f"this is {cls.version}; start it anew or use the older bench"
         )
-    if described.get("source") != source_of(cls).get("source"):
+    if described.get("source", "") != source_of(cls):
         raise UserError(
             f"the file of {cls.name} has changed since this run was begun; give the same command "
             "again, which begins a run of the changed method"

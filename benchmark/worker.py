@@ -196,6 +196,8 @@ def _attempt(
             claim.require()
         except Lost:  # whatever went wrong, it went wrong because two were at it
             return BUSY, ""
+        except OSError as failing:  # a disk that does not answer about the claim either
+            return _say(failing, store, run_id)
         return _say(error, store, run_id)
     return DONE, ""
 
@@ -208,7 +210,7 @@ def _say(error: Exception, store: Store, run_id: str) -> tuple[int, str]:
     sys.stderr.write(f"{text}\n")
     # A full disk has no room for the message about it either.
     with suppress(OSError, UserError):
-        store.write_work(run_id, ERROR_FILE, text)
+        store.write_work(run_id, ERROR_FILE, text.encode(errors="replace").decode())
     return code, text
 
 

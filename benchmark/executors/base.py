@@ -26,7 +26,9 @@ from benchmark.checkpoint import newest_step
 from benchmark.jobs import clean
 from benchmark.worker import busy_message, give_up, note_death
 from results.claims import Holder, close, newest
+from results.errors import UserError
 from results.store import Store
+from results.text import told
 
 _CUT = {STOPPED: "lost", OUT_OF_MEMORY: "out-of-memory"}
 """How the claim ends of a worker that was cut before it could say so, by exit code."""
@@ -263,8 +265,13 @@ def settle(
     if died or code in AGAIN:
         if starts.since(run, store) < attempts:
             return None
-        if give_up(store, run, attempts):
-            return Event(run, Ending.DONE)
+        try:
+            if give_up(store, run, attempts):
+                return Event(run, Ending.DONE)
+        except (OSError, ValueError, UserError) as error:
+            # A disk that fails or is full must not end the command and all of its other runs.
+            what = f"it died too often, and that could not be recorded: {told(error)}"
+            return Event(run, Ending.ERROR, what)
     return Event(run, Ending.ERROR, left_message(store, run) or how or _ended(code))
 
 

@@ -18,6 +18,7 @@ from benchmark.scheduler import execute
 from benchmark.view import Silent
 from benchmark.worker import fatal_attempts, work
 from results.claims import Claim, newest
+from results.errors import UserError
 from tests.engine.conftest import Toy
 from tests.engine.toy import announced, plan
 
@@ -179,6 +180,25 @@ def test_a_message_that_cannot_be_removed_does_not_end_the_command(
     starts = Starts()
     starts.begin("run", store)
     assert starts.number == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left"), UserError("the store is full"), ValueError("damaged")],
+)
+def test_a_death_that_cannot_be_recorded_does_not_end_the_command(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    store, run = announced(plan(toy.folder, toy.root, tmp_path).jobs[0], tmp_path)
+    monkeypatch.setattr("benchmark.executors.base.give_up", failing)
+    event = settle(run, -9, store, starts=Starts(3), attempts=3)
+    assert event is not None
+    assert event.ending is Ending.ERROR
+    assert str(error) in event.message
+    assert run in store.unfinished()
 
 
 def test_a_record_that_only_a_listing_shows_is_seen(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from benchmark.attempts import BUSY, CLAIM, DONE, ERROR, IO, OUT_OF_MEMORY
 from benchmark.executors.base import Ending, Event, Starts, settle
 from benchmark.executors.local import Local, Slot
 from benchmark.jobs import announce, read_job
+from benchmark.plugins import from_file, source_of
 from benchmark.scheduler import execute
 from benchmark.view import Bars, Silent
 from benchmark.worker import work
@@ -315,6 +318,67 @@ def test_an_edited_plugin_is_another_run_and_a_run_of_the_old_one_is_not_continu
     assert "the file of blind has changed since this run was begun" in error_of(store, run)
 
 
+def test_a_plugin_runs_the_bytes_that_its_identity_is_of_whatever_python_has_cached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    plugin, text = tmp_path / "mine.py", Path(PLUGIN).read_text()
+    found = []
+    for at in (5, 6):
+        plugin.write_text(text.replace("at: int = 5", f"at: int = {at}"))
+        os.utime(plugin, (1e9, 1e9))
+        (cls,) = (c for c in from_file(plugin) if c.name == "explodes")
+        found.append((cls().at, source_of(cls)))  # type: ignore[attr-defined]
+    assert [at for at, _ in found] == [5, 6]
+    assert found[1][1] == hashlib.sha256(plugin.read_bytes()).hexdigest() != found[0][1]
+
+
+@pytest.mark.parametrize("then", ["edited", "deleted"])
+def test_a_plugin_that_changes_while_its_run_trains_does_not_change_the_run(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(Path(PLUGIN).read_text())
+    before = hashlib.sha256(plugin.read_bytes()).hexdigest()
+    arguments = {"plugins": [str(plugin)], "settings": ["profile.checkpoint_every=2"]}
+    (job,) = plan(toy.folder, toy.root, tmp_path / "store", "blind", **arguments).jobs
+    store, run = announced(job, tmp_path / "store")
+    save = checkpoint.save
+
+    def changing(*given: Any, **named: Any) -> Any:
+        if then == "edited":
+            plugin.write_text(plugin.read_text() + "\n# later\n")
+        else:
+            plugin.unlink(missing_ok=True)
+        return save(*given, **named)
+
+    monkeypatch.setattr(checkpoint, "save", changing)
+    assert work(store, run, "cpu", 1, plugins=[str(plugin)]) == DONE
+    assert store.sidecar(run)["plugins"] == {"mine.py": before}
+    assert job.spec.run_id == run
+
+
+def test_a_folder_is_found_by_workers_that_were_started_elsewhere(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.folder.parent)
+    (job,) = plan(Path(toy.folder.name), toy.root, tmp_path / "store").jobs
+    store, run = announced(job, tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    assert read_job(store, run, ()).source == str(toy.folder.resolve())
+    assert work(store, run, "cpu", 1) == DONE
+
+
+def test_a_job_that_is_not_the_run_of_its_folder_is_refused(toy: Toy, tmp_path: Path) -> None:
+    first, second = plan(toy.folder, toy.root, tmp_path, seeds="2").jobs
+    store, run = announced(first, tmp_path)
+    other = announced(second, tmp_path)[1]
+    store.write_work(run, "spec.json", store.read_work(other, "spec.json"))
+    assert work(store, run, "cpu", 1) == ERROR
+    assert f"is of the run {other}" in error_of(store, run)
+    assert checkpoint.newest_step(store.work(other)) == 0
+
+
 def test_how_often_to_save_reaches_the_worker(toy: Toy, tmp_path: Path) -> None:
     made = plan(toy.folder, toy.root, tmp_path, settings=["profile.checkpoint_every=7"])
     store, run = announced(made.jobs[0], tmp_path)
@@ -399,7 +463,8 @@ def test_bad_requests_stop_before_anything_begins(toy: Toy, tmp_path: Path) -> N
         ({"settings": ["profile.levels=6"]}, "does not suit a network of 6 levels"),
         ({"settings": ["recipe.learning_rate=inf"]}, "above 0 and finite"),
         ({"predictors": "main,taecher"}, "unknown predictor of mt 'taecher'. Did you mean"),
-        ({"predictors": " , "}, "no predictor to evaluate; known of mt: main, teacher"),
+        ({"predictors": " , "}, "main is missing"),
+        ({"predictors": "teacher"}, "main is missing, which the paper of a method reports"),
         ({"seeds": "9999999999999,"}, "expected a count such as 5"),
     ):
         with pytest.raises(UserError, match=said):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -219,6 +220,14 @@ def test_the_same_setting_twice_is_refused() -> None:
 def test_a_method_without_a_recipe_of_its_own_says_what_there_is() -> None:
     with pytest.raises(UserError, match="Known: common"):
         recipe_of(MeanTeacher, "authors")
+
+
+@pytest.mark.parametrize(
+    "milestones", [(math.nan,), (math.inf,), (-1.0,), (0.0,), (1.0,), (0.5, 0.5), (0.7, 0.3)]
+)
+def test_milestones_are_fractions_that_rise(milestones: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="milestones="):
+        Recipe(schedule="step", milestones=milestones)
 
 
 def test_schedules_are_what_they_say() -> None:
