@@ -54,6 +54,11 @@ DECIMALS: Final = 2
 """With which values are written, as tables print them."""
 
 _HUGE: Final = 1e300
+_MANY: Final = 1_000_000
+"""As many runs or volumes, or points of a standard deviation, are taken for a mistake."""
+
+_TEXTS: Final = ("method", "hyperparameters", "recipe", "profile", "dataset", "fingerprint")
+"""Columns that tell which runs a target is of, beside `labelled`."""
 
 _HEADER: Final = """\
 # A baseline: numbers that were reported, and how far off a repetition may be.
@@ -108,12 +113,14 @@ class Target:
             raise unknown(f"unit of {self.metric}", self.unit, units)
         for name, least in (("labelled", 0), ("n", 1), ("failed", 0), ("sd", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"{name} = {value}: expected at least {least}")
+            if value is not None and not least <= value <= _MANY:
+                raise UserError(f"{name} = {value}: expected {least} to {_MANY:,}")
         if self.margin <= 0:
             raise UserError(f"margin = {self.margin}: expected above 0; no two runs are equal")
         if self.metric == "dsc" and not 0 <= self.value <= 100:
             raise UserError(f"value = {self.value}: DSC is in percent, from 0 to 100")
+        if self.value < 0:
+            raise UserError(f"value = {self.value}: a distance is at least 0")
 
     @property
     def scale(self) -> float:
@@ -209,6 +216,8 @@ def baseline_of(
         long=facts.summary["label"] + ", " + facts.summary["setting"],
     )
     places = "long" if rows.duplicated(["short", "predictor"]).any() else "short"
+    kinds = rows.groupby([*_TEXTS, "labelled"])["identity"]
+    rows = rows.assign(alike=kinds.transform("nunique") > 1)
     for row in rows.to_dict("records"):
         own = outcomes["identity"].eq(row["identity"]) & outcomes["predictor"].eq(row["predictor"])
         runs = outcomes[own]
@@ -227,8 +236,8 @@ def baseline_of(
             sd = float(values.std(ddof=1)) if len(values) > 1 else None
             targets.append(
                 Target(
-                    **{k: str(row[k]) for k in ("method", "hyperparameters", "recipe", "profile")},
-                    **{k: str(row[k]) for k in ("dataset", "fingerprint", "predictor")},
+                    **{k: str(row[k]) for k in (*_TEXTS, "predictor")},
+                    identity=str(row["identity"]) if row["alike"] else "",
                     labelled=int(row["labelled"]),
                     name=name,
                     metric=metric,
@@ -338,7 +347,7 @@ def _is_text(value: object) -> bool:
 def _check_json(text: str) -> None:
     try:
         good = isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         good = False
     if not good:
         raise UserError(

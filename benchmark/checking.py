@@ -71,7 +71,7 @@ def check_files(
                 file.write(check_report.summary(checked, heading))
         except OSError as error:
             raise UserError(f"{summary} cannot be written: {error.strerror or error}") from None
-    code = check_report.EXIT_CODES[check_report.overall(checked)]
+    code = check_report.EXIT_CODES[check_report.overall(checked, control=control)]
     return Found(console(check_report.sheet(checked, heading)), code)
 
 
@@ -170,7 +170,7 @@ def _checked(
     problem = _problem(target, own)
     if problem:
         return Checked(target.name, target.unit, claim, nothing(problem), (), len(own))
-    found = outcomes(own, facts.trajectory, facts.rule)
+    found = outcomes(own, facts.trajectory, facts.rule, cases=facts.rows_for(facts.rule))
     scored = found[found["predictor"] == target.predictor]
     if len(found) and scored.empty:
         known = ", ".join(sorted(set(found["predictor"])))
@@ -190,12 +190,13 @@ def _checked(
 
 
 def _remarked(verdict: Verdict, target: Target, ids: Sequence[str]) -> Verdict:
-    """Say so where the runs repeat the seeds of the baseline."""
-    if verdict.answer is not Answer.REPRODUCED or not set(ids) <= set(target.runs):
+    """Say so where runs repeat seeds of the baseline."""
+    again = len(set(ids) & set(target.runs))
+    if verdict.answer is not Answer.REPRODUCED or not again:
         return verdict
     said = (
-        "the runs have the seeds of the baseline's own: this shows that the number can be made "
-        "again, not that other seeds would give it"
+        f"{again} of {len(ids)} runs have seeds of the baseline's own: these show that the number "
+        "can be made again, not that other seeds would give it"
     )
     return replace(verdict, reasons=(*verdict.reasons, said))
 
@@ -208,7 +209,8 @@ def _problem(target: Target, own: pd.DataFrame) -> str:
             for _, runs in own.groupby("identity")
         ]
         return (
-            f"runs of {len(which)} versions match and are never mixed: {', '.join(which)}; choose "
+            f"runs of {len(which)} kinds match (of several versions of the method, or with other "
+            f"predictors evaluated) and are never mixed: {', '.join(which)}; choose "
             'one by identity = "..." in the target, or check a store of its own'
         )
     units = set(own["unit"])

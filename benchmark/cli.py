@@ -441,8 +441,9 @@ def rescore(
 
     if to.resolve() == store.resolve():
         raise UserError("--to is the store itself; name another folder")
+    measured = Store.open(store)
     derived = Store.open(to, create=True)
-    runs = measure_again(Store.open(store), derived, Policy(component, unit), data)
+    runs = measure_again(measured, derived, Policy(component, unit), data)
     out.print(f"{len(runs)} runs measured again, in {to}", highlight=False, markup=False)
 
 

@@ -136,14 +136,15 @@ def _needed(question: Question, sd: float, paired: bool = False) -> int | None:
 
 def _layout(both: pd.DataFrame, facts: Facts, metric: str) -> NDArray[np.float64] | None:
     """Differences by seed and case; None where the two were not scored on the same cases."""
-    if (both[["averaged_a", "averaged_b"]] != 1).any(axis=None):
+    if facts.rule.by_case or (both[["averaged_a", "averaged_b"]] != 1).any(axis=None):
         return None
-    own = facts.scored["split"].eq(REPORTED) & facts.scored["predictor"].eq(MAIN)
+    own = facts.scored["split"].eq(REPORTED)
     scores = facts.scored[own & facts.scored["run"].isin([*both["run_a"], *both["run_b"]])]
     sides = []
     for side in ("a", "b"):
-        chosen = pd.MultiIndex.from_arrays([both[f"run_{side}"], both[f"step_{side}"]])
-        rows = scores[pd.MultiIndex.from_frame(scores[["run", "step"]]).isin(chosen)]
+        chosen = pd.MultiIndex.from_arrays([both[f"{c}_{side}"] for c in ("run", "step", "picked")])
+        keys = scores[["run", "step", "predictor"]].astype({"run": object, "predictor": object})
+        rows = scores[pd.MultiIndex.from_frame(keys).isin(chosen)]
         wide = rows.astype({"run": object, "case": object}).pivot(
             index="run", columns="case", values=metric
         )

@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 
+from benchmark import floor
 from benchmark.data.volumes import load_volumes
 from benchmark.metrics import Reference, case_metrics, prepare_reference
 from benchmark.scans import open_evaluated
@@ -42,12 +43,14 @@ class Policy:
 def rescore(store: Store, derived: Store, policy: Policy, data: Path) -> list[str]:
     """Measure every run of a store again and commit it to another; a second time does nothing.
 
-    Failed runs go along, as they stay in the denominator.
+    Failed runs go along, as they stay in the denominator. The floor of a dataset does not: nobody
+    trained it, and `bench data floor` makes it again.
 
     Raises:
         UserError: a finished run without predictions, damaged ones, or data that are not there.
     """
     records = store.records()
+    records = records[records["method"] != floor.METHOD]
     finished = records.loc[records["state"] == "finished", "run"]
     without = [run for run in finished if not store.has("predictions", run)]
     if without:

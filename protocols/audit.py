@@ -58,6 +58,9 @@ GROUP: Final = (
 )
 """What numbers must share to be of the same runs. An unknown number of runs is one of them."""
 
+_TOLD_APART: Final = ("split", "unit")
+"""What else parts them where several are named; one that names none may be of any."""
+
 
 @dataclass(frozen=True)
 class Printed:
@@ -84,7 +87,8 @@ class Finding:
 class Group:
     """Numbers of the same runs, and what came out.
 
-    key:     by name, what is in `GROUP`; `seeds` is None where it is not known.
+    key:     by name, what is in `GROUP`; `seeds` is None where it is not known. And `split` or
+             `unit` where the same runs would otherwise have several.
     rows:    how many numbers there were.
     numbers: one for each statistic, whatever number of places it is printed in.
     checked: what was compared; the range of each number always is.
@@ -113,11 +117,23 @@ def audit(table: pd.DataFrame) -> list[Group]:
     groups = []
     on_reported = set()
     for key in sorted(by_key, key=lambda k: [(v is not None, v) for v in k]):
-        rows = sorted(by_key[key], key=lambda r: (r["file"], r["line"]))
-        groups.append(_examined(dict(zip(GROUP, key, strict=True)), rows))
-        if not any(str(r["protocol_released"]).startswith("best(") for r in rows):
-            on_reported.add(key)
+        for more, rows in _apart(by_key[key]):
+            whole = dict(zip(GROUP, key, strict=True)) | more
+            groups.append(_examined(whole, sorted(rows, key=lambda r: (r["file"], r["line"]))))
+            if not any(str(r["protocol_released"]).startswith("best(") for r in rows):
+                on_reported.add(tuple(whole.values()))
     return _against_last(groups, on_reported)
+
+
+def _apart(
+    rows: Sequence[dict[str, Any]],
+) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Rows of one group by split and unit, where these name more than one."""
+    names = [n for n in _TOLD_APART if len({row[n] for row in rows} - {""}) > 1]
+    found: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda r: [str(r[n]) for n in names]):
+        found.setdefault(tuple(row[n] for n in names), []).append(row)
+    return [(dict(zip(names, key, strict=True)), own) for key, own in found.items()]
 
 
 def _examined(key: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Group:

@@ -62,7 +62,7 @@ REPORTS: Final[dict[str, Report]] = {
     "costs": Report(
         "parameters, time and memory (Table 4)",
         costs.write_costs,
-        lambda facts: [costs.sheet(costs.costs(facts))],
+        lambda facts: [costs.sheet(costs.costs(facts), facts.omitted)],
         standard=True,
     ),
     "slices": Report(

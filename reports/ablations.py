@@ -239,8 +239,11 @@ def _commands(
 ) -> tuple[str, ...]:
     """One per setting and row that the store lacks, for the seeds that the setting has.
 
-    None for a version of the method that has a later one: a command would run that.
+    None for a version of the method that has a later one, since a command would run that, nor for
+    rescored runs, which `bench rescore` makes of others.
     """
+    if any("rescored" in json.loads(spec) for spec in runs["spec"]):
+        return ()
     if ablation.version < runs.loc[runs["method"] == METHOD, "version"].max():
         return ()
     runs = with_identity(runs)

@@ -77,6 +77,7 @@ def _title(group: Group) -> str:
     ]
     runs = [] if key["seeds"] is None else [f"n = {key['seeds']}"]
     parts = [key["method"], key["dataset"], " / ".join(volumes), metric, key["protocol_printed"]]
+    parts += [f"{name} {key[name] or 'unknown'}" for name in ("split", "unit") if name in key]
     return ", ".join(filter(None, [*parts, *runs]))
 
 

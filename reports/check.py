@@ -25,6 +25,10 @@ EXIT_CODES: Final = {
 }
 
 _WORST_FIRST: Final = (Answer.NOTHING, Answer.REGRESSED, Answer.INCONCLUSIVE, Answer.REPRODUCED)
+_OF_WRONG_TARGETS: Final = (
+    *(Answer.NOTHING, Answer.REPRODUCED, Answer.INCONCLUSIVE, Answer.REGRESSED),
+)
+"""From worst to best where all targets are wrong, and regressed is what they must be."""
 
 _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What XML 1.0 cannot hold, not even escaped."""
@@ -49,10 +53,14 @@ class Checked:
     started: int = 0
 
 
-def overall(checked: Sequence[Checked]) -> Answer:
-    """The worst answer: nothing measured, then regressed, then inconclusive."""
+def overall(checked: Sequence[Checked], *, control: bool = False) -> Answer:
+    """The worst answer: nothing measured, then regressed, then inconclusive.
+
+    Of negative controls, which must regress: nothing measured, then reproduced, then inconclusive.
+    """
     answers = {c.verdict.answer for c in checked}
-    return next(answer for answer in _WORST_FIRST if answer in answers)
+    order = _OF_WRONG_TARGETS if control else _WORST_FIRST
+    return next(answer for answer in order if answer in answers)
 
 
 def sheet(checked: Sequence[Checked], protocol: str) -> Sheet:

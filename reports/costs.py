@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ _KEYS: Final = ["setting", "label", "device"]
 def write_costs(facts: Facts, out: Path) -> list[Path]:
     """Write `costs.md`, `.csv` and `.tex`; return the paths."""
     values = costs(facts)
-    return write_sheets([sheet(values)], values, out, STEM)
+    return write_sheets([sheet(values, facts.omitted)], values, out, STEM)
 
 
 def costs(facts: Facts) -> pd.DataFrame:
@@ -56,8 +56,8 @@ def costs(facts: Facts) -> pd.DataFrame:
     ]
 
 
-def sheet(values: pd.DataFrame) -> Sheet:
-    """`costs` as text, a section per setting."""
+def sheet(values: pd.DataFrame, omitted: Sequence[str] = ()) -> Sheet:
+    """`costs` as text, a section per setting; `omitted` as in `Facts`."""
     columns = (
         *(("", "method"), ("", "device"), ("", "runs"), ("parameters", "M")),
         *(("training", "s/step"), ("evaluation", "s/case"), ("evaluation", "to choose best")),
@@ -77,6 +77,7 @@ def sheet(values: pd.DataFrame) -> Sheet:
         "Peak memory: what the networks took on a GPU, the whole process elsewhere, so these two "
         "do not compare; 1 GB is 10⁹ bytes.",
         "Times are those of the machine and of what else it did then: compare rows of one device.",
+        *omitted,
     ]
     if values.empty:
         notes.insert(0, "No run has finished yet.")

@@ -17,7 +17,7 @@ from protocols.trajectory import KEYS, joined, trajectory
 from reports.scan import ScanReader
 from reports.strata import LinkReader, choose
 from results.errors import UserError
-from results.lookup import find
+from results.lookup import find, unknown
 from results.schema import Stratum
 from results.store import Store
 
@@ -100,7 +100,7 @@ class Facts:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """One row per method, setting and predictor; see `protocols.table.summarise`."""
-        cases = self._cases(self.rule)
+        cases = self.rows_for(self.rule)
         return summarise(self.runs, self.trajectory, self.rule, self.partial, cases)
 
     @cached_property
@@ -122,9 +122,10 @@ class Facts:
 
     def outcomes(self, rule: Rule) -> pd.DataFrame:
         """One row per run and predictor; see `protocols.table.outcomes`."""
-        return outcomes(self.runs, self.trajectory, rule, self.partial, self._cases(rule))
+        return outcomes(self.runs, self.trajectory, rule, self.partial, self.rows_for(rule))
 
-    def _cases(self, rule: Rule) -> pd.DataFrame | None:
+    def rows_for(self, rule: Rule) -> pd.DataFrame | None:
+        """The rows of `scored`, for a rule that works case by case; None for others."""
         return self.scored if rule.by_case else None
 
 
@@ -207,10 +208,7 @@ def _others(wanted: Collection[str], held: Collection[str], store: Store) -> tup
     """
     for name in wanted:
         if name not in held:
-            raise UserError(
-                f"the store {store.path} holds no run of method '{name}'; it holds "
-                f"{', '.join(sorted(held))}"
-            )
+            raise unknown(f"method in the store {store.path}:", name, held)
     others = sorted(set(held) - set(wanted))
     if not others:
         return ()

@@ -7,7 +7,7 @@ it answers a question, so it is not among `REPORTS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -158,13 +158,13 @@ class Budget:
 
     @property
     def hours(self) -> float:
-        """Of all cells that are measured."""
-        return sum(c.hours for c in self.grid if c.hours is not None)
+        """Of all cells that are measured; of a method's devices the slowest counts."""
+        return _total((c, c.hours) for c in self.grid)
 
     @property
     def total_bytes(self) -> float:
-        """Of all cells that are measured."""
-        return sum(c.total_bytes for c in self.grid if c.total_bytes is not None)
+        """Of all cells that are measured; of a method's devices the one with most."""
+        return _total((c, c.total_bytes) for c in self.grid)
 
     @property
     def unmeasured(self) -> int:
@@ -186,6 +186,16 @@ class Budget:
         """For a terminal."""
         sheets = [_spread_sheet(self), _pair_sheet(self), _grid_sheet(self)]
         return [console(page) for page in sheets if page.sections]
+
+
+def _total(costs: Iterable[tuple[Cell, float | None]]) -> float:
+    """Of every method and setting once, whatever number of devices its runs were on."""
+    highest: dict[tuple[str, str], float] = {}
+    for cell, cost in costs:
+        if cost is not None:
+            key = (cell.method, cell.setting)
+            highest[key] = max(cost, highest.get(key, 0.0))
+    return sum(highest.values())
 
 
 def place(dataset: str | None, labelled: int | None, profile: str | None) -> str:
@@ -305,7 +315,8 @@ def _grid_sheet(budget: Budget) -> Sheet:
     notes.insert(
         0,
         f"Total of {q.seeds} seeds each: {duration(3600 * budget.hours)}, one after the other on "
-        f"the device named, {budget.total_bytes / 1e6:.1f} MB in the store{more}.",
+        f"the device named (of several the slowest), {budget.total_bytes / 1e6:.1f} MB in the "
+        f"store{more}.",
     )
     notes.append("Medians over finished runs; times are those of the machine and its load then.")
     return Sheet("Cost", columns, tuple(sections), tuple(notes), left=2)

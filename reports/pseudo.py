@@ -9,7 +9,7 @@ The paper does not say whether it pools volumes so or averages over them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import Any, Final
@@ -41,7 +41,7 @@ def write_pseudo(facts: Facts, out: Path) -> list[Path]:
     """Write `pseudo.md`, `.csv`, `.tex` and the figure; return the paths."""
     values = medians(qualities(facts))
     return [
-        *write_sheets([sheet(values)], values, out, STEM),
+        *write_sheets([sheet(values, facts.omitted)], values, out, STEM),
         *write_figure(draw(values), out, STEM),
     ]
 
@@ -72,8 +72,8 @@ def medians(values: pd.DataFrame) -> pd.DataFrame:
     return found.reset_index()[["setting", "label", "runs", *QUALITIES]]
 
 
-def sheet(values: pd.DataFrame) -> Sheet:
-    """`medians` as text, a section per setting."""
+def sheet(values: pd.DataFrame, omitted: Sequence[str] = ()) -> Sheet:
+    """`medians` as text, a section per setting; `omitted` as in `Facts`."""
     columns = (("", "method"), ("", "runs"), ("", "PPV ↑"), ("", "NPV ↑"), ("", "recall ↑"))
     sections = [
         Section(str(setting), tuple(_row(row) for row in group.to_dict("records")))
@@ -87,6 +87,7 @@ def sheet(values: pd.DataFrame) -> Sheet:
         f"Median over finished runs, of each by itself; {NO_VALUE} where it is 0/0 for any run, or "
         "where there is no unlabelled volume.",
         "NPV depends on how much background the volumes show: compare it within a setting only.",
+        *omitted,
     ]
     if values.empty:
         notes.insert(0, "No run has finished yet.")

@@ -6,15 +6,17 @@ A difference is written only between the same method and statistic, and only whe
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from math import isinf, nan
 from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
 
-from protocols.audit import GROUP, audit
-from protocols.rules import REPORTED, Best, Last, Rule, Val
+from protocols.audit import audit
+from protocols.policies import POLICIES
+from protocols.rules import Best, Last, Rule, Val
 from reports.facts import MAIN, Facts
 from reports.render import FAILURE, Section, Sheet, write_sheets
 from reports.table import NO_VALUE, file_name, number
@@ -35,14 +37,18 @@ MARKS: Final = {
     "C": "the runs here are not on the full published set of cases: a partial or altered copy, or "
     "another number of test cases",
     "F": "the runs here are not of profile paper",
+    "E": "empty masks count in another way here than in the code of the papers",
     "U": "distances in another unit than here: as computed by the released code, else as printed",
     "N": "of how many runs is not told; compared with the median here",
     "X": "cannot be with the other numbers of its source: see `bench audit`",
 }
 """What stands beside a printed number."""
 
-FORBIDS: Final = frozenset("PRQSVCFX")
+FORBIDS: Final = frozenset("PRQSVCFEX")
 """Marks with which no difference is written."""
+
+POLICY: Final = "tcseg"
+"""For empty masks: that of the papers' code."""
 
 TEST_CASES: Final = {"la": 20, "pancreas": 20, "brats2019": 60}
 """Of the split that a complete dataset has here."""
@@ -86,8 +92,9 @@ def beside(facts: Facts, printed: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         What identifies a row; `statistic`, `dsc_percent` (with `std`), `asd`, `hd95`, `unit`
-        (of the distances, in papers as printed) and `marks`; `ours_minus_printed` in DSC points
-        for methods of the store, "refused" where a mark forbids it.
+        (of the distances, in papers as printed), `marks`, `policy` (of the store's numbers);
+        `ours_minus_printed` in DSC points for methods of the store, "refused" where a mark forbids
+        it.
 
     Raises:
         UserError: nothing is printed for any setting of the store.
@@ -98,8 +105,8 @@ def beside(facts: Facts, printed: pd.DataFrame) -> pd.DataFrame:
     for _, ours in facts.summary.groupby("setting", sort=False):
         theirs = _rows_of(known, ours.iloc[0].to_dict(), set(ours["label"]), accused)
         if theirs:
-            marked = [_marked(row, ours, facts.rule) for row in theirs]
-            rows = pd.DataFrame([*_own(ours, facts.rule), *marked])
+            marked = [_marked(row, ours, facts) for row in theirs]
+            rows = pd.DataFrame([*_own(ours, facts.rule), *marked]).assign(policy=facts.policy)
             keys = ["dsc_percent", "method", "source", "table", "statistic"]
             frames.append(rows.sort_values(keys, ascending=[False, True, True, True, True]))
     if not frames:
@@ -131,18 +138,27 @@ def sheet(facts: Facts, rows: pd.DataFrame) -> Sheet:
 
 
 def protocol_of(rule: Rule) -> str:
-    """A rule in the words of `results.published.PROTOCOLS`, else as users write it."""
-    if isinstance(rule, Last):
-        return "last"
-    if isinstance(rule, Best | Val) and rule.metric == "dsc":
-        split = rule.split if isinstance(rule, Best) else "val"
-        return "best" if split == REPORTED else f"best(split={split})"
-    return rule.expression
+    """A rule in the words of `results.published.PROTOCOLS`, else as users write it.
+
+    Which of equal evaluations counts makes no other protocol; any other parameter does.
+    """
+    if isinstance(rule, Best | Val):
+        rule = replace(rule, tie=Best().tie)
+    words = {
+        Last(): "last",
+        Best(): "best",
+        Best(split="val"): "best(split=val)",
+        Val(): "best(split=val)",
+    }
+    return words.get(rule, rule.expression)
 
 
-def marks(row: Mapping[str, Any], ours: Mapping[Hashable, Any], rule: Rule) -> str:
+def marks(
+    row: Mapping[str, Any], ours: Mapping[Hashable, Any], rule: Rule, policy: str = POLICY
+) -> str:
     """The letters of `MARKS` that a printed row gets beside a setting of the store."""
-    here, printed, released = protocol_of(rule), row["protocol_printed"], row["protocol_released"]
+    here = protocol_of(rule)
+    printed, released = row["protocol_printed"], row["protocol_released"]
     # A paper that prints one number for both chose it on validation cases, or not at all.
     printed_here = {"last", "best", "best(split=val)"} if printed == "both" else {printed}
     dataset = str(ours["dataset"]).partition(" (")[0]
@@ -156,6 +172,7 @@ def marks(row: Mapping[str, Any], ours: Mapping[Hashable, Any], rule: Rule) -> s
         "V": pd.notna(row["unlabelled"]) and row["unlabelled"] != ours["unlabelled"],
         "C": dataset != ours["dataset"] or ours["cases"] not in (0, TEST_CASES[dataset]),
         "F": ours["profile"] != "paper",
+        "E": policy != POLICY,
         "U": unit != "" and ours["unit"] not in _UNITS.get(unit, {unit}),
         "N": row["statistic"] == "single",
         "X": row["accused"],
@@ -163,19 +180,20 @@ def marks(row: Mapping[str, Any], ours: Mapping[Hashable, Any], rule: Rule) -> s
     return "".join(letter for letter, stands in found.items() if stands)
 
 
-def _accused(printed: pd.DataFrame) -> set[tuple[Any, ...]]:
-    return {
-        (*group.key.values(), finding.statistic)
+def _accused(printed: pd.DataFrame) -> list[dict[str, Any]]:
+    """What identifies the numbers that cannot be: columns and values, `statistic` among them."""
+    return [
+        {**group.key, "statistic": finding.statistic}
         for group in audit(printed)
         for finding in group.findings
-    }
+    ]
 
 
 def _rows_of(
     known: pd.DataFrame,
     ours: Mapping[Hashable, Any],
     labels: set[str],
-    accused: set[tuple[Any, ...]],
+    accused: Sequence[Mapping[str, Any]],
 ) -> list[dict[str, Any]]:
     """What papers print for a setting; the same number of several tables once."""
     dataset = str(ours["dataset"]).partition(" (")[0]
@@ -190,7 +208,7 @@ def _rows_of(
     return [row for same in by_number.values() for row in _once(same)]
 
 
-def _joined(group: pd.DataFrame, accused: set[tuple[Any, ...]]) -> dict[str, Any]:
+def _joined(group: pd.DataFrame, accused: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """One printed row: its metrics, and a standard deviation with the mean."""
     lines = {(r["metric"], r["statistic"]): r for r in group.to_dict("records")}
     dsc = [r for (metric, name), r in lines.items() if metric == "dsc" and name in _OURS]
@@ -198,9 +216,6 @@ def _joined(group: pd.DataFrame, accused: set[tuple[Any, ...]]) -> dict[str, Any
     spread = next((r for (m, s), r in lines.items() if m == "dsc" and s not in _OURS), None)
     distances = {m: r for (m, _), r in lines.items() if m != "dsc"}
     unit = next(iter(distances.values()), {"unit": "", "unit_as_computed": ""})
-    keys = [
-        (*(None if pd.isna(r[n]) else r[n] for n in GROUP), r["statistic"]) for r in lines.values()
-    ]
     return {
         **{name: first[name] for name in _KEPT},
         "dsc_percent": dsc[0]["value"] if dsc else nan,
@@ -208,8 +223,12 @@ def _joined(group: pd.DataFrame, accused: set[tuple[Any, ...]]) -> dict[str, Any
         **{m: distances[m]["value"] if m in distances else nan for m in ("asd", "hd95")},
         "unit": unit["unit"],
         "unit_as_computed": unit["unit_as_computed"],
-        "accused": any(key in accused for key in keys),
+        "accused": any(_is(row, key) for row in lines.values() for key in accused),
     }
+
+
+def _is(row: Mapping[Hashable, Any], key: Mapping[str, Any]) -> bool:
+    return all(pd.isna(row[n]) if v is None else row[n] == v for n, v in key.items())
 
 
 def _once(same: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -229,9 +248,9 @@ def _once(same: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return kept
 
 
-def _marked(row: Mapping[str, Any], ours: pd.DataFrame, rule: Rule) -> dict[str, Any]:
+def _marked(row: Mapping[str, Any], ours: pd.DataFrame, facts: Facts) -> dict[str, Any]:
     first = ours.iloc[0].to_dict()
-    letters = marks(row, first, rule)
+    letters = marks(row, first, facts.rule, facts.policy)
     mine = ours[(ours["label"] == row["method"]) & (ours["predictor"] == MAIN)]
     difference: float | str = nan
     if len(mine) and row["statistic"] in _OURS:
@@ -322,7 +341,11 @@ def _notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         "those of the run with the highest DSC, as here.",
         "Training length, batch and augmentation differ between papers, and from here, without a "
         "mark.",
+        f"Empty masks here, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
+        *facts.omitted,
     ]
+    if POLICIES[facts.policy].flatters:
+        said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")
     if here not in ("last", "best", "best(split=val)"):
         said.append(f"No published number is made under protocol {facts.rule.expression}.")
     silent = [s for s in dict.fromkeys(facts.summary["setting"]) if s not in set(rows["setting"])]

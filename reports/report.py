@@ -83,9 +83,9 @@ def only(methods: Collection[str]) -> str:
     """Name of a folder for reports of these methods alone.
 
     >>> only(("tcseg", "mt"))
-    'only-mt-tcseg'
+    'only-mt+tcseg'
     """
-    name = "-".join(["only", *sorted(set(methods))])
+    name = f"only-{'+'.join(sorted(set(methods)))}"
     if len(name) <= _LONGEST:
         return name
     return f"only-{len(set(methods))}-methods-{sha256(name.encode()).hexdigest()[:8]}"

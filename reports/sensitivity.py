@@ -188,8 +188,18 @@ def _values(row: Mapping[str, Any], varied: frozenset[str]) -> list[float]:
 
 def _curve_name(row: Mapping[str, Any], varied: frozenset[str]) -> str:
     values = zip(sorted(varied), _values(row, varied), strict=True)
-    name = ", ".join(f"{k}={v:g}" for k, v in values if v == v)
+    name = ", ".join(f"{k}={_shortest(v)}" for k, v in values if v == v)
     return name if _numbers(row["changed"]) else f"{name} (default)".strip()
+
+
+def _shortest(value: float) -> str:
+    """A number in six digits, or in as many as tell it from every other.
+
+    >>> _shortest(0.05), _shortest(5.0), _shortest(0.9999999)
+    ('0.05', '5', '0.9999999')
+    """
+    text = f"{value:g}"
+    return text if float(text) == value else repr(value)
 
 
 def _sheet(own: Sequence[Panel], facts: Facts) -> Sheet:

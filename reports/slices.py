@@ -91,7 +91,7 @@ def shown_runs(facts: Facts) -> pd.DataFrame:
     names = facts.summary[facts.summary["predictor"] == MAIN]
     runs = facts.outcomes(facts.rule)
     runs = runs[(runs["predictor"] == MAIN) & (runs["state"] == "finished")]
-    runs = runs[[facts.store.has("predictions", run) for run in runs["run"]]]
+    runs = runs[runs["run"].map(lambda run: facts.store.has("predictions", run)).astype(bool)]
     rows = []
     for identity, *name in names[["identity", *keys]].itertuples(index=False):
         own = runs[runs["identity"] == identity].sort_values(["dsc", "seed"])

@@ -12,6 +12,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +21,7 @@ from benchmark import cli
 from benchmark.baseline import Baseline, Protocol, Target, read_baseline, toml_text
 from benchmark.checking import write_baseline
 from protocols.equivalence import Answer, Claim, check, derived_margin, nothing
+from protocols.rules import RULES
 from reports.check import EXIT_CODES, Checked, junit, overall, summary
 from results.errors import UserError
 from results.store import Store
@@ -194,7 +196,7 @@ def test_other_seeds_are_held_against_the_target(bench, baseline, tmp_path, off,
 def test_the_same_seeds_again_are_reproduced_but_remarked_upon(bench, baseline, trusted):
     code, out, _ = bench("check", baseline, "--store", trusted)
     assert code == 0
-    assert "the runs have the seeds of the baseline's own" in out
+    assert "5 of 5 runs have seeds of the baseline's own" in out
 
 
 def test_one_run_is_inconclusive_though_it_hits_the_value(bench, baseline, tmp_path):
@@ -289,7 +291,8 @@ def test_two_versions_are_never_mixed_unless_one_is_named(bench, baseline, tmp_p
     made(tmp_path / "new", levels, version=2, tag="v2", off=-0.2)
     code, out, _ = bench("check", baseline, "--store", tmp_path / "new")
     assert code == 5
-    assert "runs of 2 versions match and are never mixed" in out
+    assert "runs of 2 kinds match" in out
+    assert "and are never mixed" in out
     old, new = (
         re.search(rf"([0-9a-f]{{8}}) \(version {v}, 5 runs\)", out).group(1) for v in (1, 2)
     )
@@ -308,7 +311,47 @@ def test_the_worst_answer_decides():
     worst_last = [Answer.REPRODUCED, Answer.INCONCLUSIVE, Answer.REGRESSED, Answer.NOTHING]
     for place, worst in enumerate(worst_last):
         assert overall([checked(a) for a in worst_last[: place + 1]]) is worst
+    wrong = [Answer.REGRESSED, Answer.INCONCLUSIVE, Answer.REPRODUCED, Answer.NOTHING]
+    for place, worst in enumerate(wrong):
+        assert overall([checked(a) for a in wrong[: place + 1]], control=True) is worst
     assert dict(zip(worst_last, (0, 4, 3, 5), strict=True)) == EXIT_CODES
+
+
+@pytest.mark.parametrize("rule", [*RULES, "best(predictors=all)", "last-k(k=2)"])
+def test_what_is_written_under_any_rule_is_reproduced_by_the_same_store(bench, tmp_path, rule):
+    store = Store.open(tmp_path / "s", create=True)
+    for seed, mean in enumerate(LEVELS["mt"]):
+        steps = {
+            s: [mean - 0.05, mean + 0.01 * s / 1000, mean + 0.05] for s in range(1000, 6000, 1000)
+        }
+        both = [toy.cases(toy.run_id("mt", seed), steps, split=split) for split in ("test", "val")]
+        toy.add(store, pd.concat(both, ignore_index=True), toy.spec("mt", seed=seed))
+    path = tmp_path / "b.toml"
+    bench("check", "--write", path, "--store", store.path, "--protocol", rule)
+    code, out, err = bench("check", path, "--store", store.path)
+    assert code == 0, out + err
+
+
+def test_a_control_passes_only_if_every_wrong_target_is_told_from_the_truth(bench, tmp_path):
+    made(tmp_path / "s", {"tcseg": LEVELS["tcseg"], "mt": (0.60, 0.80)})
+    path = tmp_path / "b.toml"
+    bench("check", "--write", path, "--store", tmp_path / "s", "--margin", "1")
+    code, out, _ = bench("check", path, "--store", tmp_path / "s", "--control")
+    assert "inconclusive" in out
+    assert code == 4
+
+
+def test_rows_of_one_method_that_differ_in_what_was_evaluated_are_targets_of_their_own(
+    bench, tmp_path
+):
+    store = made(tmp_path / "s", {"mt": LEVELS["mt"]})
+    made(tmp_path / "s", {"mt": LEVELS["mt"]}, tag="both", predictors=["main", "teacher"])
+    path = tmp_path / "b.toml"
+    assert bench("check", "--write", path, "--store", store.path)[0] == 0
+    targets = read_baseline(path).targets
+    assert len({t.identity for t in targets}) == len(targets) == 2
+    code, out, _ = bench("check", path, "--store", store.path)
+    assert code == 0, out
 
 
 def test_the_wrong_targets_of_the_control_fail(bench, baseline, trusted):
@@ -378,6 +421,7 @@ def test_a_summary_that_cannot_be_written_is_said(bench, baseline, trusted, tmp_
     [
         ('rule = "last"', 'rule = "lst"', "[protocol]: unknown rule 'lst'. Did you mean 'last'?"),
         ('rule = "last"', "", "[protocol]: missing: rule"),
+        ("n = 5", "n = 1000000000000000000000000000000", "expected 1 to 1,000,000"),
         ('empty = "tcseg"', 'empty = "zreo"', "unknown policy 'zreo'. Did you mean 'zero'?"),
         ("statistic =", "statstic =", "unknown key 'statstic'. Did you mean 'statistic'?"),
         ("version = 1", "version = 2", "version = 2: this bench reads version 1"),
@@ -396,7 +440,7 @@ def test_a_summary_that_cannot_be_written_is_said(bench, baseline, trusted, tmp_
         ("value = 80.0", "value = 800", "DSC is in percent, from 0 to 100"),
         ("value = 80.0", 'value = "80"', "value = '80': expected a number"),
         ("margin = ", "margin = -", "expected above 0"),
-        ("n = 5", "n = 0", "n = 0: expected at least 1"),
+        ("n = 5", "n = 0", "n = 0: expected 1 to 1,000,000"),
         ('unit = "%"', 'unit = "mm"', "unknown unit of dsc 'mm'. Known: %"),
         ('metric = "dsc"', 'metric = "dcs"', "unknown metric 'dcs'. Did you mean 'dsc'?"),
         ('"equal"', '"equals"', "unknown direction 'equals'. Did you mean 'equal'?"),

@@ -211,7 +211,7 @@ def test_a_report_of_some_methods(bench: Bench, toy: Toy, tmp_path: Path) -> Non
     assert "only-mt/table-last.md" in err.replace("\n", "")
     code, _, err = bench("report", "table", "--store", store, "-m", "dtc")
     assert code == 2
-    assert "holds no run of method 'dtc'; it holds mt, supervised" in " ".join(err.split())
+    assert "'dtc'. Known: mt, supervised" in " ".join(err.split())
 
 
 def test_a_folder_is_prepared_on_first_use(bench: Bench, tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ import math
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from benchmark import cli
+from benchmark import cli, planning
 from benchmark.planning import Question, case_spread, make
 from protocols.power import case_floor, detectable, sd_interval, seeds_needed
+from reports.facts import load_facts
 from results.store import Store
 from tests.protocols import toy
 
@@ -208,6 +210,42 @@ def test_what_the_store_lacks_is_not_measured_and_never_made_up(bench, store):
     _, out, _ = bench("plan", "--detect", "0.5", "--store", store.path, *asked)
     assert "dtc, la, 8 labelled, profile mini: not measured" in out
     assert "and 3 that are not measured" in out
+
+
+def test_a_method_that_ran_on_two_devices_is_counted_once_at_the_slower(bench, tmp_path):
+    mixed = Store.open(tmp_path / "s", create=True)
+    for seed, (device, hours) in enumerate([("cpu A", 1.0), ("cpu B", 2.0)] * 2):
+        rows = toy.cases(toy.run_id(seed=seed), {3000: (0.7, 0.8)})
+        changes = {"device": device}
+        sidecar = {"seconds": 3600 * hours}
+        toy.add(mixed, rows, toy.spec(seed=seed), sidecar=sidecar, **changes)
+    found = plan(bench, mixed, "--detect", "0.5", "--seeds", "10")
+    assert sorted(c["hours"] for c in found["grid"]) == [10, 20]
+    assert found["total"]["hours"] == 20
+    assert found["total"]["bytes"] == max(c["total_bytes"] for c in found["grid"])
+
+
+@pytest.mark.parametrize("rule", ["last", "best", "best(predictors=all)"])
+def test_cases_are_those_of_the_predictor_that_is_reported(tmp_path, rule):
+    rng = np.random.default_rng(1)
+    made = Store.open(tmp_path / "s", create=True)
+    for method in ("mt", "tcseg"):
+        for seed in range(SEEDS):
+            run = toy.run_id(method, seed)
+            parts = [
+                toy.cases(run, {s: rng.uniform(0.5, 0.9, CASES) for s in (2000, 3000)}, predictor=p)
+                for p in ("main", "teacher")
+            ]
+            spec = toy.spec(method, seed=seed, predictors=["main", "teacher"])
+            toy.add(made, pd.concat(parts, ignore_index=True), spec)
+    facts = load_facts(made, rule, "tcseg")
+    rows = facts.outcomes(facts.rule)
+    first, second = (
+        rows[(rows["method"] == m) & (rows["predictor"] == "main")] for m in ("tcseg", "mt")
+    )
+    both = first.merge(second, on="seed", suffixes=("_a", "_b")).sort_values("seed")
+    layout = planning._layout(both, facts, "dsc")
+    assert layout.mean(1) == pytest.approx((both["dsc_a"] - both["dsc_b"]).to_numpy())
 
 
 def test_a_profile_that_was_never_run_is_not_measured(bench, store):

@@ -197,3 +197,14 @@ def test_the_command_makes_a_store(
     assert len(Store(tmp_path / "new").records()) == 1
     assert bench(*command, "--to", trained.path) == 2
     assert "--to is the store itself" in capsys.readouterr().err
+
+
+def test_the_floor_of_a_dataset_is_left_out(trained: Store, toy: Toy, tmp_path: Path) -> None:
+    both = corrupted(trained, tmp_path / "both")
+    (run,) = both.records()["run"]
+    record = both.record(str(run)) | {"run": "atlas-x", "method": "atlas"}
+    tables = {
+        t: both.read(t, [str(run)]).drop(columns="run") for t in ("cases", "history", "pseudo")
+    }
+    both.commit("atlas-x", tables, record, {})
+    assert rescore(both, new(tmp_path), Policy(), toy.root) == [run]

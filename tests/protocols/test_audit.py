@@ -383,6 +383,23 @@ def test_numbers_of_other_runs_are_not_compared(name):
     assert not findings(*rows)
 
 
+@pytest.mark.parametrize("name", ["split", "unit"])
+def test_numbers_of_several_named_splits_or_units_are_not_compared(name):
+    one, other = {name: "one"}, {name: "other"}
+    assert not findings(("mean", "90.1", one), ("mean", "88.2", other))
+    assert not findings(("median", "90.5", one), ("maximum", "90.3", other))
+    assert findings(("mean", "90.1", one), ("mean", "88.2", one))
+    (found,) = findings(
+        ("median", "90.5", one), ("maximum", "90.3", one), ("maximum", "91.0", other)
+    )
+    assert found.text == "median ≤ maximum asks 90.5 ≤ 90.3"
+
+
+@pytest.mark.parametrize("name", ["split", "unit"])
+def test_numbers_that_name_none_are_compared_while_only_one_is_named(name):
+    assert findings(("median", "90.5", {name: "one"}), ("maximum", "90.3"))
+
+
 def test_the_best_run_is_the_maximum_of_dsc_only():
     rows = [("median", "90.5"), ("best_run", "90.3")]
     assert findings(*rows)

@@ -137,6 +137,14 @@ def test_a_command_repeats_base_profile_recipe_seeds_and_predictors(empty_store)
     ]
 
 
+def test_rescored_runs_have_no_command_as_training_does_not_make_them(empty_store):
+    run = Run("tcseg", "la-8", 0, 0.7)
+    content = grid_toy.spec_of(run) | {"rescored": {"component": "largest"}}
+    grid_toy.add(empty_store, run, content=content, profile="mini+component=largest")
+    (sheet,) = ablations.sheets(AXES, facts_of(empty_store))
+    assert sheet.commands == ()
+
+
 def test_the_commands_are_understood_by_the_command_line(empty_store, tmp_path):
     from benchmark.cli import app
 

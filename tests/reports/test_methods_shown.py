@@ -44,12 +44,14 @@ def test_a_number_does_not_depend_on_what_is_shown_beside_it(store):
 def test_tests_are_corrected_for_the_pairs_that_are_shown_and_the_reader_is_told(store, tmp_path):
     write_report(store.path, "last", tmp_path / "all", names=["comparison"])
     write_report(store.path, "last", tmp_path / "two", names=["comparison"], options=TWO)
-    text = (tmp_path / "two" / "only-mt-tcseg" / "comparison-last.md").read_text()
+    text = (tmp_path / "two" / "only-mt+tcseg" / "comparison-last.md").read_text()
     assert text.count(SAID) == 2
     assert SAID not in (tmp_path / "all" / "comparison-last.md").read_text()
 
 
-@pytest.mark.parametrize("name", ["table", "leaderboard", "ranks", "optimism", "cases"])
+@pytest.mark.parametrize(
+    "name", ["table", "leaderboard", "ranks", "optimism", "cases", "pseudo", "costs", "published"]
+)
 def test_a_table_says_that_methods_are_left_out(store, tmp_path, name):
     written = write_report(store.path, "last", tmp_path / "out", names=[name], options=TWO)
     texts = [path.read_text() for path in written.paths if path.suffix == ".md"]
@@ -60,7 +62,7 @@ def test_a_table_says_that_methods_are_left_out(store, tmp_path, name):
 @pytest.mark.parametrize("name", [n for n in REPORTS if n not in ("slices", "html")])
 def test_every_report_writes_to_a_folder_that_names_the_methods(store, tmp_path, name):
     written = write_report(store.path, "last", tmp_path / "out", names=[name], options=TWO)
-    assert {path.parent for path in written.paths} <= {tmp_path / "out" / "only-mt-tcseg"}
+    assert {path.parent for path in written.paths} <= {tmp_path / "out" / "only-mt+tcseg"}
 
 
 def test_a_long_list_has_a_short_folder_of_its_own(tmp_path):
@@ -98,5 +100,5 @@ def test_unfinished_runs_of_other_methods_are_left_out_too(store):
 
 
 def test_a_method_without_a_run_is_an_error(store):
-    with pytest.raises(UserError, match="no run of method 'dtc'; it holds mt, supervised, tcseg"):
-        load_facts(store, "last", "tcseg", options=Options(methods=("mt", "dtc")))
+    with pytest.raises(UserError, match=r"store .*: 'tcsge'\. Did you mean 'tcseg'\?"):
+        load_facts(store, "last", "tcseg", options=Options(methods=("mt", "tcsge")))

@@ -267,6 +267,18 @@ def test_nothing_is_compared_with_runs_of_another_world(store, changes, letter):
     assert f"{letter}: {MARKS[letter]}." in sheet(facts, rows).notes
 
 
+def test_nothing_is_compared_under_a_policy_that_the_papers_do_not_have(full):
+    facts = load_facts(full, "last", "exclude")
+    rows = rows_of(facts)
+    theirs = rows[(rows["source"] != HERE) & (rows["method"] == "tcseg")]
+    assert theirs["marks"].str.contains("E").all()
+    assert set(theirs["ours_minus_printed"]) == {REFUSED}
+    assert set(rows["policy"]) == {"exclude"}
+    notes = sheet(facts, rows).notes
+    assert any(note.startswith("Empty masks here, policy exclude:") for note in notes)
+    assert any(note.startswith("WARNING: policy exclude flatters") for note in notes)
+
+
 def test_every_mark_that_is_used_is_explained_and_no_other(facts):
     rows = rows_of(facts)
     used = set("".join(rows["marks"]))
@@ -284,6 +296,12 @@ def test_every_mark_that_is_used_is_explained_and_no_other(facts):
         ("best(metric=asd)", "best(metric=asd)"),
         ("val(metric=asd)", "val(metric=asd)"),
         ("last-k(k=3)", "last-k(k=3)"),
+        ("last(every=2000)", "last(every=2000)"),
+        ("best(from=3000)", "best(from=3000)"),
+        ("best(predictors=all)", "best(predictors=all)"),
+        ("val(every=400)", "val(every=400)"),
+        ("best(tie=earlier)", "best"),
+        ("val(tie=earlier)", "best(split=val)"),
     ],
 )
 def test_rules_are_put_in_the_words_of_the_tables(rule, words):

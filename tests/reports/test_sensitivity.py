@@ -219,3 +219,15 @@ def test_hostile_names_are_drawn_and_written_as_text(empty_store, tmp_path):
     paths = sensitivity.write_sensitivity(facts_of(empty_store), tmp_path)
     texts = [p.read_text() for p in paths if p.suffix in (".md", ".svg")]
     assert all("<script>" not in text and "\x1b" not in text for text in texts)
+
+
+def test_values_that_differ_late_are_rows_of_their_own(empty_store):
+    levels = {0.9999998: 0.8, 0.9999999: 0.5}
+    for place, (tau, level) in enumerate(levels.items()):
+        for setting in ("la-8", "la-16"):
+            run = Run("tcseg", setting, 0, level, {"tau": tau})
+            grid_toy.add(empty_store, run, tag=str(place))
+        grid_toy.add(empty_store, Run("tcseg", "la-8", 0, 0.7), tag="d") if not place else None
+    (page,) = sensitivity.sheets(facts_of(empty_store))
+    names = [row[0] for section in page.sections for row in section.rows]
+    assert {"tau=0.9999998", "tau=0.9999999"} <= set(names)

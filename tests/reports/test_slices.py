@@ -70,6 +70,14 @@ def facts_of(store, protocol="last", **options):
 # What is shown
 
 
+def test_a_store_of_failed_runs_alone_is_one_clear_message(store):
+    run = toy.run_id("mt")
+    rows = toy.cases(run, {1000: [0.1]})
+    toy.add(store, rows, toy.spec("mt"), state="failed")
+    with pytest.raises(UserError, match="keep"):
+        list(views(facts_of(store)))
+
+
 def test_of_each_method_the_median_run_is_shown(full):
     shown = shown_runs(facts_of(full)).set_index("label")
     for method in LEVELS:
