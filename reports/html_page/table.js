@@ -35,7 +35,7 @@ function order() {
   const chosen = known.find((column) => column.name === state.sort);
   const column = chosen ?? known.find((c) => c.name === "median");
   const best = metric().higher ? "descending" : "ascending";
-  return { column, dir: state.dir || (column.numeric ? best : "ascending") };
+  return { column, dir: (chosen && state.dir) || (column.numeric ? best : "ascending") };
 }
 
 function sorted(rows) {

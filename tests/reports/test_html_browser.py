@@ -142,6 +142,12 @@ def test_rows_begin_best_first_under_either_metric(open_page):
         assert first(open_page(state)) == ["tcseg", "mt", "supervised"]
 
 
+def test_sorted_by_what_a_protocol_lacks_rows_are_best_first_again(open_page):
+    page = open_page("protocol=best&sort=gap&dir=ascending")
+    choose(page, "protocol", "last")
+    assert first(page) == ["tcseg", "mt", "supervised"]
+
+
 def test_headings_sort_by_click_and_by_key(open_page):
     page = open_page()
     page.click("#sort-method")
