@@ -221,7 +221,7 @@ def baseline_of(
     for row in rows.to_dict("records"):
         own = outcomes["identity"].eq(row["identity"]) & outcomes["predictor"].eq(row["predictor"])
         runs = outcomes[own]
-        for metric in metrics:
+        for metric in dict.fromkeys(metrics):
             name = f"{row[places]}, {find('metric', metric, METRICS).label}"
             name += "" if row["predictor"] == "main" else f" of {row['predictor']}"
             pending = row["started"] - row["finished"] - row["failed"]
