@@ -38,7 +38,8 @@ both trainers evaluate every 200 steps from step 800. Deviations: see `CCNet.dev
 In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) it stays below the
 supervised network: Dice 20.6 at the last checkpoint, and 74.9 with ``weight=0``. The mean of the
 three Dice losses then stays above 0.6 while the consistency falls: six pairs at weight 1 outweigh
-0.3 of a supervised term that has not been learnt yet when the ramp-up ends.
+0.3 of a supervised term that has not been learnt yet when the ramp-up ends. On the hippocampus (18
+labels) it is the same: between 12.9 and 72.3, and 78.5 in the mean of eleven with ``weight=0``.
 """
 
 from __future__ import annotations

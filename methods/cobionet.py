@@ -42,6 +42,13 @@ and ``threshold=0.2``. The ramp-up lasts 6,000 of their 15,000 steps (``rampup=0
 published numbers are those of the two networks' checkpoints that were best, each for itself, on the
 test cases (every 100 steps from 500), averaged, and of the largest component. Deviations: see
 `CoBioNet.deviations`.
+
+In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) it falls from Dice
+60.7 to 31.9 over its eleven checkpoints, below the supervised network. What the networks teach each
+other does it: with ``weight=0`` they reach 80.8, 76.9 in the mean. From step 300 on two terms ask
+for the other's probabilities, as unsure as they are, at full weight each beside 0.7 of what 8
+labels have taught by then; their cross-entropies stay at a third of a nat, and ever less of the
+foreground is above one half. With 18 labels of the hippocampus it ends at 81.8.
 """
 
 from __future__ import annotations

@@ -42,6 +42,12 @@ below the supervised network's: Dice 39.2, fifty steps after 68.4. The student s
 constant rate; with the release's (``recipe.schedule=poly``, on another processor) it rises to 77.5,
 its best, and loses 3.1 at most on the way. The prototypes are not the cause: ``variant=released``,
 whose prototypes have no gradient, ended at 28.8 after 72.1, while its teacher rose to 74.1.
+
+On the hippocampus (18 labels) it loses the foreground altogether: Dice 72.7 at best, 0.0 at last,
+14.1 in the mean of eleven checkpoints. Stability of scores and prototypes do it together, and
+either alone does not: ``stability=0``, which is the paper's form, ends at 77.9 (mean 69.6),
+``variant=released`` at 73.1 (69.9). ``backward=0`` finds the foreground at step 800 only and ends
+at 79.1; the poly rate finds none.
 """
 
 from __future__ import annotations

@@ -29,6 +29,12 @@ The published numbers are those of decoder 1 at the checkpoint that is best on t
 the trainer evaluates every 200 steps from step 800. The number printed for the pancreas with 6
 labels is that of a deeply supervised variant which is not released.
 Deviations: see the ``deviations`` of `MCNet` and `MCNetPlus`.
+
+In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) MC-Net+ stays below
+the supervised network: Dice 71.3 at the last of eleven checkpoints, 29.0 fifty steps before, 54.1
+in their mean. Consistency does it: with ``weight=0`` the three decoders reach 81.1 and 76.4. Its
+six pairs have full weight from step 300 on, when 8 labels are hardly learnt; with 18 labels of the
+hippocampus nothing of this is seen.
 """
 
 from __future__ import annotations

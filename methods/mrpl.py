@@ -33,7 +33,8 @@ predictor "mean" here is the mean of the probabilities. Deviations: see `MRPL.de
 In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) it swings between Dice
 7.5 and 73.0, 48.5 in the mean of eleven checkpoints, below the supervised network. Mutual learning
 does it: with ``weight=0`` (on another processor) the mean is 73.9 and the last checkpoint 78.0. At
-full weight from step 300 on, its cross-entropy outweighs what 8 labels have taught by then.
+full weight from step 300 on, its cross-entropy outweighs what 8 labels have taught by then. On the
+hippocampus (18 labels) it begins late, 20.4 at step 500 and 72.5 in the mean; 79.6 with weight 0.
 """
 
 from __future__ import annotations
