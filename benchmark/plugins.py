@@ -7,9 +7,11 @@ import inspect
 import sys
 from collections.abc import Sequence
 from functools import cache
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import entry_points
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import CodeType
 
 from methods import METHODS
 from methods.base import Method
@@ -85,13 +87,15 @@ def from_file(path: Path) -> list[type[Method]]:
     source = hashlib.sha256(content).hexdigest()
     name = f"bench_plugin_{path.stem}_{source[:8]}"
     if name not in sys.modules:
-        # Not by Python's import, which may take the bytecode of an earlier file of this length.
-        module = ModuleType(name)
-        module.__file__ = str(path)
+        loader = _Bytes(name, str(path), content)
+        spec = spec_from_file_location(name, path, loader=loader)
+        if spec is None:
+            raise UserError(f"plugin {path}: not a Python file")
+        module = module_from_spec(spec)
         setattr(module, _SOURCE, source)
         sys.modules[name] = module  # dataclasses look their module up while it is imported
         try:
-            exec(compile(content, path, "exec", dont_inherit=True), vars(module))
+            loader.exec_module(module)
         except Exception as error:
             del sys.modules[name]
             raise UserError(
@@ -106,6 +110,18 @@ def from_file(path: Path) -> list[type[Method]]:
     if not classes:
         raise UserError(f"plugin {path} defines no subclass of methods.base.Method")
     return [_checked(c, f"plugin {path}") for c in classes]
+
+
+class _Bytes(SourceFileLoader):
+    """Imports these bytes: Python's own may take the bytecode of an earlier file of this length."""
+
+    def __init__(self, name: str, path: str, content: bytes) -> None:
+        super().__init__(name, path)
+        self.content = content
+
+    def get_code(self, fullname: str) -> CodeType:
+        """What the bytes compile to."""
+        return self.source_to_code(self.content, self.path)
 
 
 @cache
