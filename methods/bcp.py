@@ -38,7 +38,9 @@ In a run cut to 1,000 steps (profile ``mini``, left atrium, 8 labels, seed 0) it
 supervised network: Dice 60.3 at the last of eleven checkpoints, 48.5 in their mean. Pseudo-labels
 are not the cause: with half of the run as pre-training (``pretraining=0.5``) it stands at 45.5 when
 that ends, and at 58.1 at the end. Of the common recipe's 2 labelled volumes a step pre-training
-makes one mixed one, over which batches are normalised too; the authors' 4 make two.
+makes one mixed one, over which batches are normalised too; with the authors' 4 + 4
+(``recipe.labelled=4 recipe.unlabelled=4``), which make two, it ends at 68.8, 57.4 in the mean. On
+the hippocampus (18 labels) it finds the foreground at step 600, with the poly rate at 900.
 """
 
 from __future__ import annotations
