@@ -227,7 +227,7 @@ def test_values_that_differ_late_are_rows_of_their_own(empty_store):
         for setting in ("la-8", "la-16"):
             run = Run("tcseg", setting, 0, level, {"tau": tau})
             grid_toy.add(empty_store, run, tag=str(place))
-        grid_toy.add(empty_store, Run("tcseg", "la-8", 0, 0.7), tag="d") if not place else None
+    grid_toy.add(empty_store, Run("tcseg", "la-8", 0, 0.7), tag="d")
     (page,) = sensitivity.sheets(facts_of(empty_store))
     names = [row[0] for section in page.sections for row in section.rows]
     assert {"tau=0.9999998", "tau=0.9999999"} <= set(names)
