@@ -57,8 +57,11 @@ _HUGE: Final = 1e300
 _MANY: Final = 1_000_000
 """As many runs or volumes, or points of a standard deviation, are taken for a mistake."""
 
-_TEXTS: Final = ("method", "hyperparameters", "recipe", "profile", "dataset", "fingerprint")
-"""Columns that tell which runs a target is of, beside `labelled`."""
+KEYS: Final = (
+    *("method", "dataset", "fingerprint", "labelled"),
+    *("profile", "recipe", "hyperparameters"),
+)
+"""In which the runs of a target must agree with it."""
 
 _HEADER: Final = """\
 # A baseline: numbers that were reported, and how far off a repetition may be.
@@ -216,7 +219,7 @@ def baseline_of(
         long=facts.summary["label"] + ", " + facts.summary["setting"],
     )
     places = "long" if rows.duplicated(["short", "predictor"]).any() else "short"
-    kinds = rows.groupby([*_TEXTS, "labelled"])["identity"]
+    kinds = rows.groupby(list(KEYS))["identity"]
     rows = rows.assign(alike=kinds.transform("nunique") > 1)
     for row in rows.to_dict("records"):
         own = outcomes["identity"].eq(row["identity"]) & outcomes["predictor"].eq(row["predictor"])
@@ -236,7 +239,7 @@ def baseline_of(
             sd = float(values.std(ddof=1)) if len(values) > 1 else None
             targets.append(
                 Target(
-                    **{k: str(row[k]) for k in (*_TEXTS, "predictor")},
+                    **{k: str(row[k]) for k in (*KEYS, "predictor") if k != "labelled"},
                     identity=str(row["identity"]) if row["alike"] else "",
                     labelled=int(row["labelled"]),
                     name=name,

@@ -11,7 +11,7 @@ from typing import Any, Final
 import pandas as pd
 from rich.console import RenderableType
 
-from benchmark.baseline import Baseline, Target, baseline_of, read_baseline, toml_text
+from benchmark.baseline import KEYS, Baseline, Target, baseline_of, read_baseline, toml_text
 from protocols.equivalence import Answer, Verdict, check, nothing, wrong
 from protocols.policies import POLICIES
 from protocols.rules import parse_rule
@@ -22,12 +22,6 @@ from reports.facts import Facts, load_facts
 from reports.render import console, write_file
 from results.errors import UserError
 from results.store import Store
-
-_KEYS: Final = (
-    *("method", "dataset", "fingerprint", "labelled"),
-    *("profile", "recipe", "hyperparameters"),
-)
-"""In which the runs of a target must agree with it."""
 
 _LONGEST: Final = 40
 
@@ -221,7 +215,7 @@ def _problem(target: Target, own: pd.DataFrame) -> str:
 
 def _wanted(target: Target) -> dict[str, Any]:
     """What the runs of a target must be, by column."""
-    wanted = _readable({key: getattr(target, key) for key in _KEYS})
+    wanted = _readable({key: getattr(target, key) for key in KEYS})
     return wanted | ({"identity": target.identity} if target.identity else {})
 
 
