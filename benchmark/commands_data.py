@@ -21,6 +21,7 @@ from benchmark.data.manifest import is_prepared
 from benchmark.data.splits import split_names
 from reports.render import csv_text, write_file
 from results.errors import UserError
+from results.schema import FLOOR
 from results.store import Store
 
 EMBEDDED = "phantom"
@@ -103,7 +104,7 @@ def show_floor(
         if labelled or to is not None:
             raise UserError("--store measures the settings of its runs: leave --labelled and --out")
         runs = floor.add_runs(Store.open(store), dataset, environment.cores())
-        console.print(f"{len(runs)} run(s) of {floor.METHOD} are in {store}", highlight=False)
+        console.print(f"{len(runs)} run(s) of {FLOOR} are in {store}", highlight=False)
         return
     n_train = len(dataset.splits["train"])
     usual = {max(1, round(share * n_train)) for share in (0.1, 0.2, 1.0)}

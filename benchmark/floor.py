@@ -22,10 +22,9 @@ from benchmark.data.volumes import load_volumes
 from benchmark.metrics import case_metrics, prepare_reference
 from benchmark.spec import canonical_json
 from results.errors import UserError
-from results.schema import TABLES
+from results.schema import FLOOR, TABLES
 from results.store import Store
 
-METHOD: Final = "atlas"
 VERSION: Final = 1
 """Bumped when its numbers change."""
 
@@ -89,7 +88,7 @@ def settings(store: Store, dataset: Dataset) -> list[Setting]:
     own = records[
         (records["fingerprint"] == dataset.fingerprint)
         & (records["state"] == "finished")
-        & (records["method"] != METHOD)
+        & (records["method"] != FLOOR)
     ]
     found: dict[str, Setting] = {}
     for record in own.sort_values("run").to_dict("records"):
@@ -163,18 +162,18 @@ def _steps(store: Store, record: Mapping[Any, Any]) -> dict[Split, tuple[int, ..
 
 def _record(setting: Setting) -> dict[str, Any]:
     """The row of `runs`: that of the setting's run where it is not about the method."""
-    method = {"name": METHOD, "version": VERSION, "hyperparameters": {"grid": list(GRID)}}
+    method = {"name": FLOOR, "version": VERSION, "hyperparameters": {"grid": list(GRID)}}
     changes = {"method": method, "predictors": ["main"], "seed": 0}
     spec = canonical_json(json.loads(setting.record["spec"]) | changes)
     digest = hashlib.sha256(spec.encode()).hexdigest()[:12]
     dataset = json.loads(spec)["dataset"]["name"]
-    slug = f"{METHOD}-{dataset}-{setting.record['labelled']}-s0"
+    slug = f"{FLOOR}-{dataset}-{setting.record['labelled']}-s0"
     commit = environment.harness_commit()
     return {
         **setting.record,
         "run": f"{slug[:51].rstrip('-')}-{digest}",
         "error": "",
-        "method": METHOD,
+        "method": FLOOR,
         "version": VERSION,
         "hyperparameters": canonical_json(method["hyperparameters"]),
         "changed": "{}",

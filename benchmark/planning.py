@@ -17,11 +17,11 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from protocols.comparison import chosen_cases
 from protocols.power import FEWEST, case_floor, detectable, sd_interval, seeds_needed
-from protocols.rules import REPORTED
 from reports.facts import MAIN, Facts, load_facts
 from reports.plan import Budget, Cell, Pair, Question, Spread, place
-from results.schema import TABLES
+from results.schema import FLOOR, TABLES
 from results.store import Store
 
 
@@ -38,7 +38,7 @@ def make(path: Path, question: Question) -> Budget:
     outcomes = facts.outcomes(facts.rule)
     outcomes = outcomes[outcomes["predictor"] == MAIN]
     rows = [row for row in facts.summary.to_dict("records") if question.wants(row)]
-    rows = [row for row in rows if row["predictor"] == MAIN]
+    rows = [row for row in rows if row["predictor"] == MAIN and _trained(row["method"], question)]
     by_row = {row["identity"]: outcomes[outcomes["identity"] == row["identity"]] for row in rows}
     measured = {row["identity"]: _spread(row, by_row[row["identity"]], question) for row in rows}
     spreads = tuple(measured.values()) if given is None else (given,)
@@ -111,7 +111,7 @@ def _pair(
         detectable=_detectable(question, sd, n, paired=True),
         seeds=_needed(question, sd, paired=True),
     )
-    layout = _layout(both, facts, metric)
+    layout = _layout(runs_a, runs_b, facts, metric)
     if layout is None:
         return found
     sd_case, cases = case_spread(question.scale * layout), layout.shape[1]
@@ -126,6 +126,11 @@ def _pair(
     )
 
 
+def _trained(method: str, question: Question) -> bool:
+    """Whether a method is one to plan for: the floor of a dataset is, only where it is named."""
+    return method != FLOOR or method in question.methods
+
+
 def _detectable(question: Question, sd: float, n: int, paired: bool = False) -> float:
     return detectable(sd, n, paired, question.power, question.alpha)
 
@@ -134,21 +139,18 @@ def _needed(question: Question, sd: float, paired: bool = False) -> int | None:
     return seeds_needed(question.detect, sd, paired, question.power, question.alpha)
 
 
-def _layout(both: pd.DataFrame, facts: Facts, metric: str) -> NDArray[np.float64] | None:
-    """Differences by seed and case; None where the two were not scored on the same cases."""
-    if facts.rule.by_case or (both[["averaged_a", "averaged_b"]] != 1).any(axis=None):
+def _layout(
+    runs_a: pd.DataFrame, runs_b: pd.DataFrame, facts: Facts, metric: str
+) -> NDArray[np.float64] | None:
+    """Differences by common seed and case; None where the two were not scored on the same cases."""
+    if facts.rule.by_case:
         return None
-    own = facts.scored["split"].eq(REPORTED)
-    scores = facts.scored[own & facts.scored["run"].isin([*both["run_a"], *both["run_b"]])]
+    common = set(runs_a["seed"]) & set(runs_b["seed"])
     sides = []
-    for side in ("a", "b"):
-        chosen = pd.MultiIndex.from_arrays([both[f"{c}_{side}"] for c in ("run", "step", "picked")])
-        keys = scores[["run", "step", "predictor"]].astype({"run": object, "predictor": object})
-        rows = scores[pd.MultiIndex.from_frame(keys).isin(chosen)]
-        wide = rows.astype({"run": object, "case": object}).pivot(
-            index="run", columns="case", values=metric
-        )
-        sides.append(wide.loc[list(both[f"run_{side}"])].sort_index(axis=1))
+    for runs in (runs_a, runs_b):
+        own = runs[runs["seed"].isin(common)]
+        found = chosen_cases(facts.scored, own, facts.rule).merge(own[["run", "seed"]], on="run")
+        sides.append(found.pivot(index="seed", columns="case", values=metric))
     first, second = sides
     if list(first.columns) != list(second.columns) or first.shape[1] < FEWEST:
         return None
@@ -159,6 +161,7 @@ def _layout(both: pd.DataFrame, facts: Facts, metric: str) -> NDArray[np.float64
 def _grid(facts: Facts, question: Question, needed: Mapping[str, int | None]) -> list[Cell]:
     """What is asked for by name, else what there is; cells that no run measured say so."""
     finished = facts.finished
+    finished = finished[[_trained(method, question) for method in finished["method"]]]
     settings = facts.runs[["dataset", "labelled", "profile"]].drop_duplicates()
     settings = settings.sort_values(list(settings.columns))
     there = list(settings.itertuples(index=False, name=None))

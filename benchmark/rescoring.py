@@ -17,7 +17,6 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark import floor
 from benchmark.data.volumes import load_volumes
 from benchmark.metrics import Reference, case_metrics, prepare_reference
 from benchmark.scans import open_evaluated
@@ -25,7 +24,7 @@ from benchmark.spec import canonical_json
 from methods.components import largest_component
 from results.errors import UserError
 from results.predictions import Mask, columns_of, unpack
-from results.schema import TABLES, Component, Unit
+from results.schema import FLOOR, TABLES, Component, Unit
 from results.store import Store
 
 _DIGITS = 12
@@ -50,7 +49,7 @@ def rescore(store: Store, derived: Store, policy: Policy, data: Path) -> list[st
         UserError: a finished run without predictions, damaged ones, or data that are not there.
     """
     records = store.records()
-    records = records[records["method"] != floor.METHOD]
+    records = records[records["method"] != FLOOR]
     finished = records.loc[records["state"] == "finished", "run"]
     without = [run for run in finished if not store.has("predictions", run)]
     if without:

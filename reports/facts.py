@@ -92,6 +92,13 @@ class Facts:
         """`cases` with numbers for every status, under `policy`."""
         return score(self.cases, POLICIES[self.policy])
 
+    @property
+    def policy_warnings(self) -> tuple[str, ...]:
+        """What a reader must be warned of because of the empty-mask policy."""
+        if not POLICIES[self.policy].flatters:
+            return ()
+        return (f"WARNING: policy {self.policy} flatters methods that predict nothing.",)
+
     @cached_property
     def pseudo(self) -> pd.DataFrame:
         """The `pseudo` table of runs that have a record."""

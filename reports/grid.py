@@ -148,8 +148,7 @@ def common_notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         f"{POLICIES[facts.policy].meaning}.",
         *facts.omitted,
     ]
-    if POLICIES[facts.policy].flatters:
-        said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")
+    said += facts.policy_warnings
     if set(facts.summary["predictor"]) != {MAIN}:
         said.append(f"Predictor {MAIN} only; the report `table` has the others too.")
     if int(rows["unfinished"].sum()):

@@ -146,8 +146,7 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
         *facts.omitted,
         f"Random numbers from seed {facts.options.seed}.",
     ]
-    if POLICIES[facts.policy].flatters:
-        said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")
+    said += facts.policy_warnings
     single = sorted(set(values.loc[_counted(values) == 1, "label"]))
     if single:
         said.append(f"One run only, so its interval is undefined: {', '.join(single)}.")

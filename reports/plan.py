@@ -230,9 +230,9 @@ def _spread_sheet(budget: Budget) -> Sheet:
         ]
         sections.append(Section(setting, tuple(rows)))
     notes = (
-        f"{_unit(q)} under protocol {q.protocol}. Found with probability {q.power:g} by a "
-        f"two-sided t-test at {q.alpha:g} between two methods that both scatter like this one, "
-        "each with seeds of its own.",
+        f"{_unit(q)} under protocol {q.protocol}, empty masks by policy {q.empty}. Found with "
+        f"probability {q.power:g} by a two-sided t-test at {q.alpha:g} between two methods that "
+        "both scatter like this one, each with seeds of its own.",
         "The SD of few runs is itself uncertain: the seeds that its interval stands for are the "
         "honest range.",
     )

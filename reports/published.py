@@ -344,8 +344,7 @@ def _notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         f"Empty masks here, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
         *facts.omitted,
     ]
-    if POLICIES[facts.policy].flatters:
-        said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")
+    said += facts.policy_warnings
     if here not in ("last", "best", "best(split=val)"):
         said.append(f"No published number is made under protocol {facts.rule.expression}.")
     silent = [s for s in dict.fromkeys(facts.summary["setting"]) if s not in set(rows["setting"])]

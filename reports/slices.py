@@ -145,12 +145,13 @@ def views(facts: Facts) -> Iterable[View]:
     strange = sorted(set(facts.options.cases) - set(scores["case"]))
     if strange:
         raise unknown("test case", strange[0], set(scores["case"]))
+    elsewhere = _elsewhere(facts.options.cases, scores)
     for setting, group in with_masks.groupby("setting", sort=False):
         own = scores[scores["setting"] == setting]
         cases = choose_cases(own)
         if facts.options.cases:
             cases = {case: "" for case in facts.options.cases if case in set(own["case"])}
-        notes = _notes(facts, runs[runs["setting"] == setting])
+        notes = (*_notes(facts, runs[runs["setting"] == setting]), *elsewhere)
         shown = group.to_dict("records")
         masks = {
             row["run"]: load_masks(
@@ -288,6 +289,16 @@ def _notes(facts: Facts, runs: pd.DataFrame) -> tuple[str, ...]:
     if without:
         notes.append(f"Not shown, as no finished run of theirs keeps predictions: {without}.")
     return tuple(notes)
+
+
+def _elsewhere(cases: Sequence[str], scores: pd.DataFrame) -> list[str]:
+    """Says which of the cases that are asked for some settings do not have."""
+    said = []
+    for setting, rows in scores.groupby("setting", sort=False):
+        missing = [case for case in cases if case not in set(rows["case"])]
+        if missing:
+            said.append(f"No test case of {setting}, so not shown for it: {', '.join(missing)}.")
+    return said
 
 
 def _scan(facts: Facts, dataset: dict[str, Any], case: str) -> Scan:

@@ -145,8 +145,7 @@ def notes(facts: Facts) -> list[str]:
         f"DSC in percent of the mean over {_range(summary['cases'])} {REPORTED} cases; "
         f"{_units(summary)}.",
     ]
-    if POLICIES[facts.policy].flatters:
-        said.append(f"WARNING: policy {facts.policy} flatters methods that predict nothing.")
+    said += facts.policy_warnings
     if rule.optimistic:
         said.append(
             "Best − last: median over the runs that did not fail of the reported DSC minus that "

@@ -192,6 +192,20 @@ def test_a_full_disk_during_a_run_is_one_clear_message(
     assert work(store, run, "cpu", 1) == DONE
 
 
+def test_a_disk_that_no_longer_tells_who_has_the_run_is_one_clear_message(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job,) = plan(toy.folder, toy.root, tmp_path, "crashes", plugins=[PLUGIN]).jobs
+    store, run = announced(job, tmp_path)
+
+    def silent(claim: Claim) -> None:
+        raise OSError(5, "Input/output error", str(claim.holder.path))
+
+    monkeypatch.setattr(Claim, "require", silent)
+    assert work(store, run, "cpu", 1, plugins=[PLUGIN]) == IO
+    assert "failed: Input/output error; mend that and run the same" in error_of(store, run)
+
+
 @pytest.mark.slow
 def test_a_killed_process_takes_no_other_along_and_its_run_is_started_again(
     toy: Toy, tmp_path: Path

@@ -225,7 +225,20 @@ def test_a_method_that_ran_on_two_devices_is_counted_once_at_the_slower(bench, t
     assert found["total"]["bytes"] == max(c["total_bytes"] for c in found["grid"])
 
 
-@pytest.mark.parametrize("rule", ["last", "best", "best(predictors=all)"])
+def test_the_floor_of_a_dataset_is_planned_for_only_where_it_is_named(bench, tmp_path):
+    made = Store.open(tmp_path / "s", create=True)
+    for method, seed in (("mt", 0), ("mt", 1), ("atlas", 0)):
+        rows = toy.cases(toy.run_id(method, seed), {3000: (0.7, 0.8)})
+        toy.add(made, rows, toy.spec(method, seed=seed), sidecar={"seconds": 60})
+    found = plan(bench, made, "--detect", "0.5")
+    assert [c["method"] for c in found["grid"]] == ["mt"]
+    assert [s["label"] for s in found["spreads"]] == ["mt"]
+    assert found["pairs"] == []
+    found = plan(bench, made, "--detect", "0.5", "-m", "atlas")
+    assert [c["method"] for c in found["grid"]] == ["atlas"]
+
+
+@pytest.mark.parametrize("rule", ["last", "last-k(k=2)", "best", "best(predictors=all)"])
 def test_cases_are_those_of_the_predictor_that_is_reported(tmp_path, rule):
     rng = np.random.default_rng(1)
     made = Store.open(tmp_path / "s", create=True)
@@ -244,7 +257,7 @@ def test_cases_are_those_of_the_predictor_that_is_reported(tmp_path, rule):
         rows[(rows["method"] == m) & (rows["predictor"] == "main")] for m in ("tcseg", "mt")
     )
     both = first.merge(second, on="seed", suffixes=("_a", "_b")).sort_values("seed")
-    layout = planning._layout(both, facts, "dsc")
+    layout = planning._layout(first, second, facts, "dsc")
     assert layout.mean(1) == pytest.approx((both["dsc_a"] - both["dsc_b"]).to_numpy())
 
 

@@ -240,6 +240,16 @@ def test_the_derived_margin_is_a_multiple_of_the_sd_and_half_the_last_digit(n, f
     assert derived_margin(n, 0.0, 0.01) == 0.005
 
 
+@pytest.mark.parametrize(("n", "probability"), [(5, 0.64), (10, 0.71), (20, 0.75)])
+def test_a_margin_from_the_sd_of_few_runs_is_confirmed_less_often(n, probability):
+    rng = np.random.default_rng(n)
+    old, new = rng.normal(size=(2, 40_000, n))
+    margins = derived_margin(n, 1.0, 0.0) * old.std(1, ddof=1)
+    half = stats.t.ppf(1 - ALPHA, n - 1) * new.std(1, ddof=1) / math.sqrt(n)
+    confirmed = np.abs(new.mean(1) - old.mean(1)) + half <= margins
+    assert confirmed.mean() == pytest.approx(probability, abs=0.01)
+
+
 def test_a_repetition_meets_the_derived_margin_four_times_in_five():
     rng = np.random.default_rng(2)
     margin = derived_margin(5, 1.0, 0.0)

@@ -132,6 +132,14 @@ def test_cases_that_are_asked_for_are_shown(full):
     assert found[0].title[0] == "case2"
 
 
+def test_a_setting_without_a_case_that_is_asked_for_is_named(full):
+    add(full, "mt", 0, tag="x", labelled=16, cases=("other1", "other2", "other3"))
+    (view,) = views(facts_of(full, cases=("case0",)))
+    (said,) = [note for note in view.notes if "No test case of" in note]
+    assert "16 labelled" in said
+    assert said.endswith("not shown for it: case0.")
+
+
 def test_every_setting_has_its_own_figures(full):
     add(full, "mt", 0, tag="x", labelled=16)
     titles = [v.title[1] for v in views(facts_of(full, cases=("case0",)))]
