@@ -49,6 +49,7 @@ the cause: without it (``contrast_starts=1``, on another processor) the mean is 
 between 12 and 76, and the teacher rises from 33 to 62.9. Cross-entropy without Dice, beside hard
 pseudo-labels at full weight from the first step, needs more steps than that: labelled volumes are
 not fitted yet.
+On the hippocampus (same profile, seed 0) both contrast terms are 0 at every step.
 """
 
 from __future__ import annotations
