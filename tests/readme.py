@@ -1,9 +1,13 @@
-"""`python -m tests.readme`: make the README's tables anew from the registries; a test compares."""
+"""`python -m tests.readme`: make the README's tables anew; a test compares.
+
+They are from the registries, and from the runs in `examples/mini`.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark import catalogue
@@ -11,10 +15,13 @@ from benchmark.data import SOURCES
 from benchmark.data.splits import split_names
 from benchmark.profiles import PROFILES
 from methods import METHODS
-from protocols.rules import RULES, signature
+from protocols.rules import REPORTED, RULES, parse_rule, signature
 from reports import PAPER, REPORTS
+from reports.facts import load_facts
+from results.store import Store
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+RUNS = README.parent / "examples" / "mini"
 
 
 def tables() -> dict[str, str]:
@@ -25,6 +32,7 @@ def tables() -> dict[str, str]:
         "methods": methods(),
         "rules": rules(),
         "reports": reports(),
+        **{f"{dataset}-mini": measured(dataset) for dataset in ("la", "hippocampus")},
     }
 
 
@@ -89,6 +97,36 @@ def reports() -> str:
         also = ", ".join(f"`{paper}`" for paper, own in PAPER.items() if own == name)
         rows.append((f"`{name}`" + " \\*" * report.standard, also, report.meaning))
     return markdown(("report (\\* standard)", "or", "what it shows"), rows)
+
+
+def measured(dataset: str) -> str:
+    """All methods on one dataset: what `bench report` says under last and best, and between."""
+    last = load_facts(Store.open(RUNS), "last", "tcseg")
+    best = replace(last, rule=parse_rule("best")).summary.set_index("identity")["dsc_median"]
+    scores = last.trajectory[last.trajectory["split"] == REPORTED]
+    scores = scores.merge(last.finished[["run", "identity"]], on="run")
+    between = scores.groupby("identity")["dsc"].agg(["mean", "min"])
+    rows = last.summary[last.summary["dataset"] == dataset].sort_values("dsc_median")
+    lines = [
+        (
+            f"`{row['label']}`",
+            f"{row['finished']}/{row['started']}",
+            f"{100 * row['dsc_median']:.1f} [{100 * row['dsc_minimum']:.1f}, "
+            f"{100 * row['dsc_maximum']:.1f}]",
+            f"{100 * row['dsc_mean']:.1f}"
+            + (f" ± {100 * row['dsc_std']:.1f}" if row["finished"] > 1 else ""),
+            f"{row['asd_median']:.2f}",
+            f"{row['hd95_median']:.2f}",
+            f"{100 * best[row['identity']]:.1f}",
+            *(f"{100 * between.loc[row['identity'], name]:.1f}" for name in ("mean", "min")),
+        )
+        for row in rows.iloc[::-1].to_dict("records")
+    ]
+    head = (
+        *("method", "runs", "last: DSC % median [min, max]", "mean ± std", "ASD", "HD95"),
+        *("best on test: median", "mean of all evaluations", "lowest of all"),
+    )
+    return markdown(head, lines)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -54,7 +54,8 @@ def test_everything_it_does_with_results_works_in_the_order_shown(
 ) -> None:
     """On real runs of the embedded dataset, at the smallest scale."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "results").symlink_to(README.parent / "results")
+    for name in ("results", "examples"):
+        (tmp_path / name).symlink_to(README.parent / name)
     (tmp_path / "baselines").mkdir()
     masks = "run -m supervised -m mt --seeds 2 --profile smoke --set profile.evaluate_every=1"
     assert main([*masks.split(), "--keep-predictions", "last", "--store", "masks"]) == 0
