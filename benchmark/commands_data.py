@@ -182,7 +182,7 @@ def card_rows(card: Card) -> tuple[tuple[str, str], ...]:
         ("size", card.size),
         ("split", f"{counts} train/val/test" * bool(counts) + f"; --split {others}" * bool(others)),
         ("distances", f"in {card.unit}"),
-        *(("note", note) for note in card.notes),
+        *(("note", note) for note in card.all_notes),
         ("cite", card.reference),
     ]
     return tuple((what, text) for what, text in rows if text)

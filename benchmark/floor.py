@@ -137,7 +137,7 @@ def add_runs(store: Store, dataset: Dataset, jobs: int = 1) -> list[str]:
                     "attempts": [],
                     "resumed": False,
                     "seconds": time.monotonic() - began,
-                    "notes": [*dataset.card.notes, NOTE],
+                    "notes": [*dataset.card.all_notes, NOTE],
                     "linked": linked_cases(dataset),
                     "plugins": {},
                 },

@@ -362,7 +362,7 @@ class _Attempt:
         self.reporter.attempt.peak_memory_bytes = _peak_memory(self.device)
         self.reporter.write(force=True)
         return spent(self.reporter.progress) | {
-            "notes": list(self.world.dataset.card.notes),
+            "notes": list(self.world.dataset.card.all_notes),
             "linked": linked_cases(self.world.dataset),
             "plugins": self.plugins,
         }

@@ -71,7 +71,7 @@ def datasets() -> str:
         *("dataset", "what", "from", "licence", "size"),
         *("train/val/test", "other splits", "distances in"),
     )
-    said = [f"- `{c.name}`: {' '.join(c.notes)}" for c in cards]
+    said = [f"- `{c.name}`: {' '.join(c.all_notes)}" for c in cards]
     return "\n".join([markdown(head, rows), "", "What a reader of a table must know:", "", *said])
 
 

@@ -80,6 +80,7 @@ class Card:
     size:         of how many volumes, and how much disk they need.
     counts:       training, validation and test cases of its own split; zeros where it is drawn.
     notes:        what a reader of a table must know (leaks, quirks), a sentence each.
+    split_notes:  the same, of what holds for its own split alone.
     """
 
     name: str
@@ -98,6 +99,12 @@ class Card:
     size: str = ""
     counts: Triple = (0, 0, 0)
     notes: tuple[str, ...] = ()
+    split_notes: tuple[str, ...] = ()
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """What a reader of a table must know, of the data and of the split."""
+        return (*self.notes, *self.split_notes)
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,11 @@ CARD: Final = Card(
     size="335 volumes of 240 × 240 × 155 mm before the crop",
     counts=(250, 25, 60),
     notes=(
-        "Sites are mixed unevenly: TCIA10 is 20 of 250 training and 12 of 60 test cases.",
         "Volumes are cropped to the non-zero image, not to the label.",
         "The axes of the volumes are z, y, x, as in the community's files.",
+    ),
+    split_notes=(
+        "Sites are mixed unevenly: TCIA10 is 20 of 250 training and 12 of 60 test cases.",
     ),
 )
 

@@ -77,10 +77,12 @@ CARD: Final = Card(
     notes=(
         "Volumes are cropped around the true label, test cases and unlabelled ones too: a "
         "predictor that never sees an image reaches a Dice of 0.65 to 0.68.",
+        "The files carry no spacing, so distances are in voxels; papers that print mm mean these.",
+    ),
+    split_notes=(
         "0RZDK210BSMWAA6467LU (labelled from the second case on) and CMPXO4J23G58J53Q98SZ "
         "(unlabelled) are the same scan with the same label.",
         "Patients are repeated: registration links 7 of the 20 test cases to training cases.",
-        "The files carry no spacing, so distances are in voxels; papers that print mm mean these.",
         "There is no validation set.",
     ),
 )

@@ -13,7 +13,7 @@ from enum import StrEnum
 from importlib import resources
 from typing import Final
 
-from benchmark.data.base import Dataset
+from benchmark.data.base import SPLITS, Dataset
 from benchmark.data.manifest import read_manifest
 from benchmark.data.splits import read_list
 
@@ -68,6 +68,27 @@ def linked_cases(dataset: Dataset) -> dict[str, tuple[str, ...]] | None:
         for case in dataset.splits["test"]
     }
     return {case: others for case, others in found.items() if others}
+
+
+def split_notes(dataset: Dataset) -> tuple[str, ...]:
+    """What a reader of a table must know of a dataset's split, a sentence each."""
+    place = {case: f"a {part} case" for part in SPLITS for case in dataset.splits[part]}
+    place |= {c: f"training case {n}" for n, c in enumerate(dataset.splits["train"], start=1)}
+    said = [
+        f"{link.first} ({place[link.first]}) and {link.second} ({place[link.second]}) are the same "
+        "scan with the same label."
+        for link in known_links(dataset) or ()
+        if link.kind is Kind.COPY
+    ]
+    linked = linked_cases(dataset)
+    if linked:
+        said.append(
+            f"Patients are repeated: {len(linked)} of the {len(dataset.splits['test'])} test cases "
+            f"are linked to training cases ({', '.join(linked)})."
+        )
+    if not dataset.splits["val"]:
+        said.append("There is no validation set.")
+    return tuple(said)
 
 
 def _partners(links: Iterable[Link]) -> Iterable[tuple[str, str]]:

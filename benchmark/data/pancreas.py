@@ -80,10 +80,12 @@ CARD: Final = Card(
     notes=(
         "At least five splits are compared in one table in the literature; the usual one here is "
         "the 62/20 of MC-Net. `--split` prepares another: coranet, ccnet, aua, mcf-0 to mcf-3.",
+        "Volumes are cropped around the true label with constant margins, test cases too.",
+    ),
+    split_notes=(
         "Cases 25 and 70 are the same patient, one in the test and one in the training list. TCIA "
         "has withdrawn both, so this split cannot be rebuilt in full from there; "
         "`bench report --cases unlinked` leaves 25 out where 70 is trained on.",
-        "Volumes are cropped around the true label with constant margins, test cases too.",
         "There is no validation set.",
     ),
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, final
 
 from benchmark.data.base import SPLITS, Card, Dataset, Source, Volume
+from benchmark.data.links import split_notes
 from benchmark.data.manifest import is_prepared, read_manifest
 from benchmark.data.prepared import Files, Original, Progress, open_prepared, prepare_folder
 from benchmark.data.split_file import require_cases
@@ -134,6 +135,7 @@ class Published(Source):
             how_to_get=self.card.how_to_get.replace("--source", f"--split {asked} --source"),
             counts=(counts[0], counts[1], counts[2]),
             notes=(note, *self.card.notes),
+            split_notes=split_notes(dataset),
         )
         return replace(dataset, card=card)
 

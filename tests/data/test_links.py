@@ -8,8 +8,8 @@ import pytest
 
 from benchmark.data import SOURCES, open_dataset
 from benchmark.data.base import Dataset
-from benchmark.data.links import known_links, linked_cases
-from benchmark.data.splits import read_list
+from benchmark.data.links import known_links, linked_cases, split_notes
+from benchmark.data.splits import choose_split, read_list
 from tests.data.made_data import LA_TEST, LA_TRAIN, quiet, write_la
 
 
@@ -53,6 +53,19 @@ def test_which_test_cases_are_linked_follows_the_split():
     turned = linked_cases(listed(test, train))
     pairs = {(a, b) for a, others in linked_cases(FULL).items() for b in others}
     assert {(b, a) for a, others in turned.items() for b in others} == pairs
+
+
+def test_notes_are_of_the_split_that_is_used():
+    copy, linked, validation = split_notes(FULL)
+    assert copy.startswith("0RZDK210BSMWAA6467LU (training case 2) and CMPXO4J23G58J53Q98SZ (tr")
+    assert linked.startswith("Patients are repeated: 7 of the 20 test cases are linked to training")
+    assert validation == "There is no validation set."
+    for name in ("mcf-1", "mcf-3"):
+        lists = choose_split("la", name).lists
+        copy, *_ = split_notes(listed(lists["train"], lists["test"]))
+        assert "(a test case)" in copy
+        assert "(training case " in copy
+    assert split_notes(listed(FULL.splits["train"][2:9], ())) == (validation,)
 
 
 def test_of_other_datasets_nothing_is_known():

@@ -303,6 +303,8 @@ def test_another_split_is_another_dataset_beside_the_usual_one(h5, tmp_path):
     assert other.card.notes[0] == (
         "The split is 'coranet', not the usual one; it leaves out 2 of 82 cases."
     )
+    assert other.card.split_notes == ("There is no validation set.",)
+    assert not any("Cases 25 and 70" in note for note in other.card.all_notes)
     assert "`bench data prepare pancreas --split coranet --source DIR`" in other.card.how_to_get
     assert other.card.counts == (4, 0, 1)
 

@@ -21,7 +21,7 @@ def test_every_card_is_filled_in(name):
     assert card.name == name
     assert set(card.geometry) == {"full", "reduced", "tiny"}
     assert all([card.title, card.reference, card.licence, card.modality, card.structure])
-    assert all(note.endswith(".") for note in card.notes)
+    assert all(note.endswith(".") for note in card.all_notes)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -106,7 +106,7 @@ def test_the_list_shows_the_whole_card_of_datasets_that_are_not_there_yet(name, 
     )
     assert result.exit_code == 0
     card = SOURCES[name].card
-    said = [card.source, card.licence, card.size, card.how_to_get, card.reference, *card.notes]
+    said = [card.source, card.licence, card.size, card.how_to_get, card.reference, *card.all_notes]
     assert all(text in result.output for text in said)
     assert all(f"{split}" in result.output for split in split_names(name))
     assert "/".join(map(str, card.counts)) in result.output
