@@ -40,6 +40,20 @@ def explained(path: Path) -> Iterator[None]:
         raise UserError(f"{text} (what is stored is intact)") from error
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder unless it is there, also while other processes make and remove it.
+
+    `Path.mkdir` finds it there, looks whether it is a folder, and fails if it has gone in between.
+    """
+    while True:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            return
+        except FileExistsError:
+            if path.exists() and not path.is_dir():
+                raise
+
+
 @contextmanager
 def temporary_file(folder: Path, run: str, content: bytes) -> Iterator[Path]:
     """A flushed temporary file, gone afterwards."""
@@ -66,7 +80,7 @@ def replace(final: Path, run: str, content: bytes) -> None:
         UserError: the file system fails; what was there stays.
     """
     with explained(final):
-        final.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(final.parent)
         with temporary_file(final.parent, run, content) as temporary:
             os.replace(temporary, final)
         flush_folder(final.parent)

@@ -38,6 +38,7 @@ from results.publishing import (
     explained,
     flush_folder,
     link,
+    make_folder,
     replace,
     temporary_file,
 )
@@ -73,7 +74,7 @@ class Store:
         if create:
             with explained(store.path):
                 for name in (*RUN_TABLES, "runs", "work"):
-                    (store.path / name).mkdir(parents=True, exist_ok=True)
+                    make_folder(store.path / name)
                 flush_folder(store.path)
             store.refuse_links()
         elif not (store.path / "runs").is_dir():
@@ -335,7 +336,7 @@ class Store:
         discarded = self._discarded(run)
         with explained(discarded):
             while discarded.exists():
-                self.work(run).mkdir(parents=True, exist_ok=True)
+                make_folder(self.work(run))
                 # Its folder goes where another process has finished the run by now.
                 with suppress(Held, FileNotFoundError), Claim.take(self.work(run), _CLAIM) as claim:
                     self._remove_discarded(run, claim)
@@ -377,7 +378,7 @@ class Store:
     def _publish(self, final: Path, run: str, content: bytes) -> bool:
         """Give the content its final name unless that is taken; whether it was free."""
         with explained(final):
-            final.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(final.parent)
             with temporary_file(final.parent, run, content) as temporary:
                 created = link(temporary, final)
             flush_folder(final.parent)

@@ -585,3 +585,24 @@ def test_only_old_temporary_files_are_swept(store):
 
 def test_the_schema_has_every_column_of_a_record():
     assert [c.name for c in RUNS] == list(toy.record(RUN))
+
+
+def test_a_folder_that_another_process_removes_meanwhile_is_made_again(tmp_path, monkeypatch):
+    make, tries = os.mkdir, []
+
+    def hindered(path, mode=0o777):
+        tries.append(path)
+        if len(tries) == 1:  # there when it is made, gone when it is looked at
+            raise FileExistsError(errno.EEXIST, "File exists", str(path))
+        make(path, mode)
+
+    monkeypatch.setattr(os, "mkdir", hindered)
+    publishing.make_folder(tmp_path / "work")
+    assert (tmp_path / "work").is_dir()
+    assert len(tries) == 2
+
+
+def test_a_file_where_a_folder_must_be_is_an_error(tmp_path):
+    (tmp_path / "work").write_text("")
+    with pytest.raises(FileExistsError):
+        publishing.make_folder(tmp_path / "work")
