@@ -198,9 +198,10 @@ def check_players(method: Method) -> None:
 
 
 def check_terms(method: Method) -> None:
-    """Terms are finite scalars with finite weights and known players, throughout the run."""
+    """Terms are finite scalars with finite weights and known players; each counts at some time."""
     learner, batch = small_learner(method), make_batch(method, 0)
     players = set(method.players(learner.nets))
+    weights: dict[str, list[float]] = {}
     for step in STEPS:
         terms = terms_at(learner, batch, step)
         demand(bool(terms), f"no terms at step {step.index}: return at least the supervised one")
@@ -219,6 +220,13 @@ def check_terms(method: Method) -> None:
                 term.player in players,
                 f"{where} is for player {term.player!r}; players: {', '.join(sorted(players))}",
             )
+            weights.setdefault(name, []).append(term.weight)
+    never = sorted(name for name, given in weights.items() if not any(given))
+    demand(
+        not never,
+        f"terms {never} have weight 0 at the first, middle and last step: they train nothing, so "
+        "look at their schedule (`step.fraction`), or drop them",
+    )
 
 
 def check_gradients(method: Method) -> None:
@@ -428,12 +436,13 @@ def check_learns(method: Method) -> None:
 
 
 def check_predictors(method: Method) -> None:
-    """Predictors, "main" among them, give class probabilities and no chance."""
-    learner, batch = small_learner(method), make_batch(method, 0)
-    train(learner, batch, RUN[:1])
+    """Predictors give class probabilities, without chance or traces; "main" is what was learnt."""
+    *_, learner = fresh_and_trained(method)
+    batch = make_batch(method, 0)
     predictors = method.predictors(learner.nets)
     demand("main" in predictors, "there is no predictor 'main': name so what the paper reports")
     learner.nets.eval()
+    before = deepcopy(learner.nets.state_dict())
     shape = (len(batch.image), 2, SIDE, SIDE, SIDE)
     for name, predict in predictors.items():
         where = f"predictor {name!r}"
@@ -448,6 +457,21 @@ def check_predictors(method: Method) -> None:
             f"{where} does not give probabilities that sum to 1 over the classes: apply softmax",
         )
         demand(first.equal(second), f"{where} gives two answers in evaluation mode: remove chance")
+        after = learner.nets.state_dict()
+        changed = [n for n in after if n not in before or not after[n].equal(before[n])]
+        demand(
+            not changed,
+            f"{where} changes {changed[:3]}: predict without writing into `nets`, or what is "
+            "evaluated reaches training",
+        )
+    with torch.inference_mode():
+        foreground = predictors["main"](batch.image)[:, 1]
+    inside = batch.label.bool()
+    demand(
+        bool(foreground[inside].mean() > foreground[~inside].mean()),
+        f"after {TOTAL} steps on one batch 'main' finds foreground less likely inside the labels "
+        "than outside: look at the order of its classes, and at which network it asks",
+    )
 
 
 CHECKS: tuple[Callable[[Method], None], ...] = (

@@ -427,6 +427,39 @@ def test_unusable_predictors_are_caught(predictors, message):
     caught(contract.check_predictors, broken, message)
 
 
+def test_a_term_that_never_counts_is_caught():
+    def consistency(nets, batch, step, rng):
+        value = nets["student"](batch.unlabelled).logits.softmax(1).square().mean()
+        return Term(value, 0.1 * (step.index // step.total))
+
+    caught(contract.check_terms, with_terms(consistency=consistency), r"\['consistency'\] have w")
+
+
+def test_swapped_classes_are_caught():
+    class Swapped(Sound):
+        def predictors(self, nets):
+            return {"main": lambda images: predictor(nets["student"])(images).flip(1)}
+
+    caught(contract.check_predictors, Swapped(), "look at the order of its classes")
+
+
+def test_a_predictor_that_writes_into_the_networks_is_caught():
+    class Leaking(Sound):
+        def init(self, build):
+            nets = super().init(build)
+            nets["student"].register_buffer("seen", torch.zeros(()))
+            return nets
+
+        def predictors(self, nets):
+            def main(images):
+                nets["student"].seen.add_(images.mean())
+                return predictor(nets["student"])(images)
+
+            return {"main": main}
+
+    caught(contract.check_predictors, Leaking(), r"changes \['student.seen'\]")
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "message"),
     [
