@@ -27,5 +27,5 @@ def left_message(store: Store, run_id: str) -> str:
     try:
         with (store.work(run_id) / ERROR_FILE).open("rb") as file:
             return file.read(_LONGEST_MESSAGE).decode(errors="replace")
-    except FileNotFoundError:
+    except OSError:
         return ""

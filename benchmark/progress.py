@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -88,6 +88,7 @@ class Reporter:
         self.progress = Progress(total, evaluations, attempts=before.attempts if before else [])
         self._clock = time.monotonic()
         self._last_write = 0.0
+        self._counted: float | None = None
 
     def begin(self, step: int, evaluated: int) -> None:
         """A new attempt starts from `step` steps done and `evaluated` evaluations kept."""
@@ -108,14 +109,18 @@ class Reporter:
 
     @contextmanager
     def timing(self, phase: Phase) -> Iterator[None]:
-        """Enter a phase and count its seconds."""
+        """Enter a phase and count its seconds; steps and their seconds are written together."""
         self.enter(phase)
-        began = time.monotonic()
+        self._counted = time.monotonic()
         try:
             yield
+        except BaseException:  # the next attempt reads what this one took
+            with suppress(OSError):
+                self.write(force=True)
+            raise
         finally:
-            spent = self.attempt.spent
-            spent[phase] = spent.get(phase, 0.0) + time.monotonic() - began
+            self._count()
+            self._counted = None
 
     def write(self, *, force: bool = False) -> None:
         """Write the file, atomically, unless it was just written."""
@@ -123,12 +128,21 @@ class Reporter:
         if not force and now - self._last_write < _WRITE_EVERY_S:
             return
         self._last_write = now
+        if self.progress.phase == "training":  # steps count as they are done, evaluations whole
+            self._count()
         if self.progress.attempts:
             self.attempt.seconds = now - self._clock
         self.progress.written_at = time.time()
         temporary = self._path.with_name(f".tmp-{FILE}-{os.getpid()}")
         temporary.write_text(json.dumps(asdict(self.progress)))
         temporary.replace(self._path)
+
+    def _count(self) -> None:
+        """Add to the present phase what it took since this was last done, if it is timed."""
+        if self._counted is not None:
+            spent, phase, now = self.attempt.spent, self.progress.phase, time.monotonic()
+            spent[phase] = spent.get(phase, 0.0) + now - self._counted
+            self._counted = now
 
 
 def read(folder: Path) -> Progress | None:
@@ -141,7 +155,7 @@ def read(folder: Path) -> Progress | None:
             data = json.loads(file.read(_LARGEST))
         attempts = [Attempt(**_numbers(Attempt, a)) for a in data.pop("attempts")]
         return Progress(**_numbers(Progress, data), attempts=attempts)
-    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

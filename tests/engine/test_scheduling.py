@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,39 @@ def test_progress_survives_a_new_attempt(tmp_path: Path) -> None:
     assert kept is not None
     assert [(a.first_step, a.step) for a in kept.attempts] == [(0, 4), (3, 3)]
     assert (kept.step, kept.trained, kept.evaluated) == (3, 4, 1)
+
+
+def test_steps_and_their_seconds_are_written_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    reporter = Reporter(tmp_path, total=1000, evaluations=2)
+    reporter.begin(0, 0)
+    rates = []
+
+    def stopped_at_step_30() -> None:
+        nonlocal now
+        with reporter.timing("training"):
+            for _ in range(30):
+                now += 2.0
+                reporter.attempt.step += 1
+                reporter.write()
+                rates.append(rate_of(read(tmp_path) or progress(attempts=[])))
+            now += 1.0
+            raise SystemExit(7)
+
+    with pytest.raises(SystemExit):
+        stopped_at_step_30()
+    assert [rate and rate.per_step for rate in rates] == [2.0] * 30
+    kept = read(tmp_path)
+    assert kept is not None
+    assert kept.spent("training") == 61.0
+
+
+def test_a_progress_file_that_cannot_be_read_is_no_progress(tmp_path: Path) -> None:
+    (tmp_path / "progress.json").mkdir()
+    assert read(tmp_path) is None
 
 
 def test_lines_are_json(toy: Toy, tmp_path: Path) -> None:
