@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import pandas as pd
 from rich.console import Console
@@ -18,7 +20,8 @@ from benchmark.data.base import Card, Dataset
 from benchmark.data.inspection import inspect
 from benchmark.data.links import linked_cases
 from benchmark.data.manifest import is_prepared
-from benchmark.data.splits import split_names
+from benchmark.data.splits import labelled_count, split_names
+from protocols.policies import POLICIES, score
 from reports.render import csv_text, write_file
 from results.errors import UserError
 from results.schema import FLOOR
@@ -26,6 +29,9 @@ from results.store import Store
 
 EMBEDDED = "phantom"
 """The dataset that needs no download, so no --source."""
+
+_EMPTY: Final = "tcseg"
+"""Policy for empty masks of the floor that is printed; a store keeps statuses."""
 
 
 def prepare(
@@ -107,7 +113,10 @@ def show_floor(
         console.print(f"{len(runs)} run(s) of {FLOOR} are in {store}", highlight=False)
         return
     n_train = len(dataset.splits["train"])
-    usual = {max(1, round(share * n_train)) for share in (0.1, 0.2, 1.0)}
+    usual = {n_train}
+    for share in (0.1, 0.2):
+        with suppress(UserError):  # of few training cases such a share has none
+            usual.add(labelled_count(share, n_train))
     counts = list(dict.fromkeys(labelled)) or sorted(usual)
     unit = dataset.card.unit
     table = Table("labelled", "split", "cases", "DSC %", f"ASD {unit}", f"HD95 {unit}", box=None)
@@ -115,14 +124,17 @@ def show_floor(
     for count in counts:
         frame = pd.DataFrame(floor.measure(dataset, count, jobs=environment.cores()))
         for split, part in frame.groupby("split", sort=False):
-            means = (100 * part["dsc"].mean(), part["asd"].mean(), part["hd95"].mean())
+            counted = score(part, POLICIES[_EMPTY])[["dsc", "asd", "hd95"]].mean()
+            means = (100 * counted["dsc"], counted["asd"], counted["hd95"])
             table.add_row(
                 f"{count} of {n_train}", str(split), str(len(part)), *(f"{m:.2f}" for m in means)
             )
         rows.append(frame.assign(labelled=count))
     console.print(table)
     console.print(
-        f"Means over cases, volumes at full resolution. {floor.NOTE}", highlight=False, style="dim"
+        f"Means over cases, volumes at full resolution; {POLICIES[_EMPTY].meaning}. {floor.NOTE}",
+        highlight=False,
+        style="dim",
     )
     if to is not None:
         write_file(to, csv_text(pd.concat(rows)))

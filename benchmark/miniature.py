@@ -24,6 +24,9 @@ from methods.base import Batch, Method, Recipe, Step, Term
 SIDE = 16
 """Voxels along each axis of a made volume."""
 
+WIDTH, LEVELS = 4, 3
+"""Filters of the first level of the networks, and how many levels they have."""
+
 TOTAL = 40
 """Steps of a whole training run in a check."""
 
@@ -95,7 +98,7 @@ def make_batch(method: Method, seed: int) -> Batch:
 
 def small_learner(method: Method, seed: int = 0, dropout: float = 0.5) -> Learner:
     """The method with small fresh networks in training mode, under the `common` recipe."""
-    nets = initialise(method, seed, channels=1, width=4, levels=3, dropout=dropout)
+    nets = initialise(method, seed, channels=1, width=WIDTH, levels=LEVELS, dropout=dropout)
     demand(
         isinstance(nets, nn.ModuleDict),
         f"`init` returns a {type(nets).__name__}; return an nn.ModuleDict with all that learns "

@@ -55,7 +55,14 @@ def resolve(names: Sequence[str], plugins: Sequence[str]) -> dict[str, type[Meth
         if name in known:
             chosen[name] = known[name]
         elif name in installed:
-            cls = _checked(installed[name].load(), f"entry point {name}")
+            try:
+                loaded = installed[name].load()
+            except Exception as error:
+                raise UserError(
+                    f"entry point {name} ({installed[name].value}) fails to import: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            cls = _checked(loaded, f"entry point {name}")
             if cls.name != name:
                 raise UserError(f"entry point {name} is the method '{cls.name}'; use one name")
             chosen[name] = cls

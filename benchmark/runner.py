@@ -126,7 +126,7 @@ def build_learner(spec: RunSpec, channels: int, device: torch.device) -> Learner
 
 def build_sampler(spec: RunSpec, world: World, device: torch.device) -> Sampler:
     """The batches of a run, as a pure function of the step."""
-    return Sampler(
+    sampler = Sampler(
         volumes=world.volumes,
         labelled=world.labelled,
         unlabelled=world.unlabelled,
@@ -138,6 +138,8 @@ def build_sampler(spec: RunSpec, world: World, device: torch.device) -> Sampler:
         unlabelled_batch=spec.recipe.unlabelled,
         device=device,
     )
+    sampler.settle()
+    return sampler
 
 
 def chosen_predictors(spec: RunSpec, learner: Learner) -> dict[str, Predictor]:

@@ -14,6 +14,7 @@ from benchmark.data.base import Dataset
 from benchmark.data.splits import labelled_count, split_labelled
 from benchmark.executors.base import Ending, Event, Executor, busy
 from benchmark.jobs import Job, announce, clean
+from benchmark.miniature import LEVELS, WIDTH
 from benchmark.networks import initialise
 from benchmark.profiles import PROFILES, Profile
 from benchmark.spec import RunSpec, method_for, override, recipe_of
@@ -23,6 +24,7 @@ from results.errors import UserError
 from results.lookup import find, unknown
 from results.schema import Keep
 from results.store import Store
+from results.text import told
 
 _LOOK_EVERY_S = 0.5
 """At runs that other processes have."""
@@ -270,10 +272,19 @@ def _predictors(method: Method, asked: Sequence[str]) -> tuple[str, ...]:
     """The predictors to evaluate, each once and in the method's order.
 
     Raises:
-        UserError: one that the method does not have, or all without `main`.
+        UserError: one that the method does not have, or all without `main`; networks that cannot
+            be built at the size of the contract's checks.
     """
-    nets = initialise(method, 0, channels=1, width=1, levels=2, dropout=0.0)
-    known = tuple(method.predictors(nets))
+    try:
+        nets = initialise(method, 0, channels=1, width=WIDTH, levels=LEVELS, dropout=0.0)
+        known = tuple(method.predictors(nets))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"method {method.name} cannot be built with {WIDTH} filters and {LEVELS} levels: "
+            f"{told(error)}; `bench test-method` says what every method keeps"
+        ) from error
     missing = sorted(set(asked) - {*known, "all"})
     if missing:
         raise unknown(f"predictor of {method.name}", missing[0], [*known, "all"])

@@ -137,6 +137,10 @@ class Sampler:
         if "unlabelled" in self.inputs and not self.unlabelled:
             raise ValueError("there is no unlabelled case to draw from")
 
+    def settle(self) -> None:
+        """Bring the volumes to where batches are made, once, before threads ask for them."""
+        _ = self._resident
+
     def __call__(self, step: int) -> Batch:
         """The batch of a step, counted from 0."""
         labelled = self._patches(step, LABELLED)

@@ -170,6 +170,16 @@ def test_the_command_prints_the_floor_and_writes_its_cases(tmp_path):
     assert table["case"].nunique() == len(table) == 16
 
 
+def test_empty_predictions_count_in_the_means_that_are_printed(monkeypatch):
+    rows = toy.cases("atlas", {100: [0.8, 0.6]}, empty=[(100, 1)])
+    monkeypatch.setattr(floor, "measure", lambda *_, **__: rows.to_dict("records"))
+    result = CliRunner().invoke(app, ["data", "floor", "phantom", "--labelled", "3"])
+    assert result.exit_code == 0
+    assert "40.00" in result.output
+    assert "51.00" in result.output  # ASD: (2 + 100) / 2
+    assert "an empty mask counts" in " ".join(result.output.split())
+
+
 def test_the_command_adds_it_to_a_store(phantom, tmp_path):
     store = Store.open(tmp_path / "runs", create=True)
     fill(store, phantom, "mt")

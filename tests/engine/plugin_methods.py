@@ -85,3 +85,19 @@ class Blind(_Plain):
 
     def predictors(self, nets: nn.ModuleDict) -> dict[str, Predictor]:
         return {"main": lambda x: nets["net"](x).logits.softmax(1) * float("nan")}
+
+
+@final
+@dataclass(frozen=True)
+class Unbuildable(_Plain):
+    """Its networks cannot be made."""
+
+    name: ClassVar[str] = "unbuildable"
+
+    def init(self, build: NetworkFactory) -> nn.ModuleDict:
+        return nn.ModuleDict({"net": build(), "norm": nn.GroupNorm(3, 4)})
+
+    def losses(
+        self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
+    ) -> dict[str, Term]:
+        return {"supervised": Term(self._supervised(nets, batch))}

@@ -96,6 +96,15 @@ def test_a_bug_in_a_method_is_an_error_with_a_place_and_no_record(
     assert store.unfinished() == [run]
 
 
+def test_a_method_whose_networks_cannot_be_built_is_one_clear_message(
+    toy: Toy, tmp_path: Path
+) -> None:
+    said = r"method unbuildable cannot be built with 4 filters and 3 levels: ValueError: num_chann"
+    made = plan(toy.folder, toy.root, tmp_path, "unbuildable", plugins=[PLUGIN])
+    with pytest.raises(UserError, match=said):
+        _ = made.jobs
+
+
 def test_out_of_memory_says_what_to_do(toy: Toy, tmp_path: Path) -> None:
     (job,) = plan(toy.folder, toy.root, tmp_path, "devours", plugins=[PLUGIN]).jobs
     store, run = announced(job, tmp_path)

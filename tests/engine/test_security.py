@@ -29,7 +29,7 @@ from benchmark.data.split_file import read_split
 from benchmark.data.volumes import load_volumes
 from benchmark.executors.local import Local, Slot
 from benchmark.jobs import announce, read_job
-from benchmark.plugins import installed
+from benchmark.plugins import installed, resolve
 from benchmark.worker import work
 from reports.render import csv_text, latex_text, markdown_text
 from reports.report import write_report
@@ -269,6 +269,18 @@ def test_listing_entry_points_imports_none(monkeypatch: pytest.MonkeyPatch) -> N
         lambda group: [EntryPoint("evil", "os:system", group)],
     )
     assert installed() == {"evil": "os:system"}
+
+
+def test_an_entry_point_that_cannot_be_imported_is_one_clear_message(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from importlib.metadata import EntryPoint
+
+    broken = EntryPoint("mine", "no_such_package:Mine", "bench.methods")
+    monkeypatch.setattr("benchmark.plugins.entry_points", lambda group: [broken])
+    said = r"entry point mine \(no_such_package:Mine\) fails to import: ModuleNotFoundError"
+    with pytest.raises(UserError, match=said):
+        resolve(["mine"], [])
 
 
 JSONS = [DEEP, DEEP_OBJECT, "null", "[]", "{}", '{"attempts": 1}', "\xff", '{"attempts": [{}]}']
