@@ -206,6 +206,9 @@ def refuse_endless(plan: Plan) -> None:
 def run(plan: Plan, display: str, console: Console, *, retry_failed: bool) -> int:
     """Work on the grid and print what came of it; return the exit code."""
     jobs = plan.jobs
+    unreachable = plan.executor.unreachable()
+    if unreachable:
+        raise UserError(unreachable)
     store = Store.open(plan.store, create=True)
     store.sweep_temporary(ABANDONED_AFTER_H)
     store.records()  # says that a store is damaged, or too new, before anything is trained

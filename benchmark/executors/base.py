@@ -158,6 +158,10 @@ class Executor(ABC):
             KeyboardInterrupt: after everything has been stopped that needs this process.
         """
 
+    def unreachable(self) -> str:
+        """Why what it works with cannot be reached, before anything begins; "" where it can."""
+        return ""
+
     def farewell(self, store: Store) -> str:
         """What to say to a user who interrupted work on a store."""
         return "interrupted; the same command continues every run from its last checkpoint"

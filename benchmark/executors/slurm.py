@@ -57,6 +57,8 @@ _IDLE_S = 0.2
 _PATIENCE_S = 60
 _LARGEST_ARRAY = 1000
 _RUN = "RUN"
+_NOBODY = "bench-nobody"
+"""A name that no submission has, to see whether the queue answers."""
 _PASSED = ("partition", "account", "qos", "time", "gres", "mem", "constraint")
 _SILENCE_S = 1800
 """How long a queue may not answer before the command ends; the jobs go on without it."""
@@ -158,6 +160,17 @@ class Slurm(Executor):
     def parallel(self) -> int:
         """The limit on jobs at once; without one, the largest array."""
         return self.jobs or _LARGEST_ARRAY
+
+    def unreachable(self) -> str:
+        """See `Executor`."""
+        try:
+            ask([_NOBODY])
+        except UnreachableError as error:
+            return (
+                f"{error}. Run the command where `squeue` answers, such as a login node, or choose "
+                "another executor: local, inline or ray"
+            )
+        return ""
 
     def execute(
         self,

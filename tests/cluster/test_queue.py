@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmark.attempts import OUT_OF_MEMORY, STOPPED
+from benchmark.cli import app
 from benchmark.executors.base import Ending, Resources
 from benchmark.executors.slurm import RefusedError, Slurm
 from benchmark.slurm_queue import (
@@ -127,6 +129,21 @@ def test_a_queue_that_does_not_answer_is_said(
 def made(**settings: str) -> Slurm:
     pytest.importorskip("submitit")
     return Slurm.make(Resources(None, 2, (), 1, ("/p.py",), 3, settings))
+
+
+def test_without_a_queue_that_answers_nothing_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = "run -m mt --profile smoke --seeds 2 --executor slurm --store"
+    found = CliRunner().invoke(app, [*words.split(), str(tmp_path / "store")])
+    assert isinstance(found.exception, UserError)
+    assert "cannot be asked" in str(found.exception)
+    assert "login node" in str(found.exception)
+    assert not (tmp_path / "store").exists()
+    fake(tmp_path, "squeue", "exit 0")
+    assert made().unreachable() == ""
 
 
 def test_what_sbatch_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
