@@ -25,11 +25,20 @@ def rows(methods: Iterable[type[Method]]) -> list[tuple[str, ...]]:
             m.paper,
             str(m.fidelity),
             "common" + ", authors" * bool(m.authors),
-            ", ".join(f"{name} {n / 1e6:.4g}" for name, n in (m.sizes or sizes(m)).items()),
+            _sizes_text(m),
             printed.get(m.name, ""),
         )
         for m in methods
     ]
+
+
+def _sizes_text(method: type[Method]) -> str:
+    """A method of a plugin that cannot be built must not hide the others."""
+    try:
+        counted = method.sizes or sizes(method)
+    except Exception as error:
+        return f"cannot be built: {type(error).__name__}: {error}"
+    return ", ".join(f"{name} {n / 1e6:.4g}" for name, n in counted.items())
 
 
 def sizes(method: type[Method]) -> dict[str, int]:

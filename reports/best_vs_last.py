@@ -18,7 +18,16 @@ from matplotlib.lines import Line2D
 from matplotlib.transforms import blended_transform_factory
 
 from protocols.rules import Best
-from reports.drawing import GREY, blank, colours, in_rows, literal, plain, write_figure
+from reports.drawing import (
+    GREY,
+    blank,
+    colours,
+    footnote,
+    in_rows,
+    literal,
+    plain,
+    write_figure,
+)
 from reports.facts import MAIN, Facts
 
 STEM: Final = "best-vs-last"
@@ -31,7 +40,8 @@ _MANY: Final = 7
 
 def write_best_vs_last(facts: Facts, out: Path) -> list[Path]:
     """Write `best-vs-last.png`, `.pdf` and `.svg`; return the paths."""
-    return write_figure(draw(pairs(facts)), out, STEM)
+    values = pairs(facts)
+    return write_figure(draw(values, facts.not_drawn(values)), out, STEM)
 
 
 def pairs(facts: Facts) -> pd.DataFrame:
@@ -55,8 +65,8 @@ def pairs(facts: Facts) -> pd.DataFrame:
     return values[columns]
 
 
-def draw(values: pd.DataFrame) -> Figure:
-    """The figure of `pairs`: a panel per setting, a block per method, a pair per run.
+def draw(values: pd.DataFrame, note: str = "") -> Figure:
+    """The figure of `pairs`: a panel per setting, a block per method, a pair per run; a note below.
 
     A setting of more than `TOGETHER` methods has several panels, on one scale.
     """
@@ -86,7 +96,7 @@ def draw(values: pd.DataFrame) -> Figure:
         if column == 0:
             runs.set_ylabel("DSC [%] of each run", fontsize=9)
             spread.set_ylabel("DSC [%] over runs", fontsize=9)
-    _explain(figure, values)
+    _explain(figure, values, note)
     return figure
 
 
@@ -171,7 +181,7 @@ def _offsets(count: int) -> np.ndarray:
     return np.linspace(-0.34, 0.34, count) if count > 1 else np.zeros(1)
 
 
-def _explain(figure: Figure, values: pd.DataFrame) -> None:
+def _explain(figure: Figure, values: pd.DataFrame, note: str) -> None:
     few, many = values["evaluations"].min(), values["evaluations"].max()
     out_of = str(many) if few == many else f"{few} to {many}"
     handles = [
@@ -187,7 +197,5 @@ def _explain(figure: Figure, values: pd.DataFrame) -> None:
         handles=handles, loc="outside upper left", ncols=3, frameon=False, fontsize=9,
         handletextpad=0.4, columnspacing=1.6,
     )  # fmt: skip
-    figure.supxlabel(
-        "Boxes: quartiles and median over runs; whiskers: lowest and highest run.",
-        fontsize=8, color=GREY, x=0.01, ha="left",
-    )  # fmt: skip
+    boxes = "Boxes: quartiles and median over runs; whiskers: lowest and highest run."
+    footnote(figure, boxes, note)

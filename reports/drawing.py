@@ -86,6 +86,13 @@ def blank(message: str) -> Figure:
     return figure
 
 
+def footnote(figure: Figure, *lines: str) -> None:
+    """Small lines below a figure, as wide as it; empty ones are left out."""
+    letters = int(15 * figure.get_figwidth())
+    text = "\n".join(literal(line, letters) for line in lines if line)
+    figure.supxlabel(text, fontsize=8, color=GREY, x=0.01, ha="left")
+
+
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend above the panels, in as many columns as the width of the figure has room for.
 

@@ -117,6 +117,22 @@ class Facts:
         runs = with_identity(self.runs[self.runs["state"] == "finished"])
         return rows.merge(runs, on="identity", validate="1:m").drop(columns="section")
 
+    def not_drawn(self, drawn: pd.DataFrame) -> str:
+        """Which methods a figure lacks, as none of their runs finished; "" where it has all.
+
+        Args:
+            drawn: what it shows; setting and label.
+        """
+        rows = self.summary[self.summary["predictor"] == MAIN]
+        there = set(zip(drawn["setting"], drawn["label"], strict=True))
+        several = rows["setting"].nunique() > 1
+        absent = [
+            _unfinished(row, several)
+            for row in rows.to_dict("records")
+            if (row["setting"], row["label"]) not in there
+        ]
+        return f"Not drawn: {', '.join(absent)}." if absent else ""
+
     def once(self, make: Callable[[Facts], _T]) -> _T:
         """What a function gives for these facts; it is called once, whoever asks."""
         if make not in self._made:
@@ -223,6 +239,13 @@ def _others(wanted: Collection[str], held: Collection[str], store: Store) -> tup
         f"Only {', '.join(sorted(set(wanted)))}, as asked: the store holds runs of {len(others)} "
         f"other method{'s' * (len(others) > 1)} ({', '.join(others)}).",
     )
+
+
+def _unfinished(row: Mapping[Any, Any], several: bool) -> str:
+    """A method and how far its runs came; with its setting where there are several."""
+    setting = f"{row['setting']}; " if several else ""
+    failed = f", {row['failed']} failed" if row["failed"] else ""
+    return f"{row['label']} ({setting}{row['finished']} of {row['started']} runs finished{failed})"
 
 
 def _begun(store: Store, wanted: Collection[str] | None) -> dict[str, dict[str, Any]]:

@@ -14,7 +14,17 @@ from matplotlib.lines import Line2D
 
 from protocols.metrics import METRICS
 from protocols.rules import REPORTED, Best, Last
-from reports.drawing import GREY, TOGETHER, blank, colours, legend, literal, plain, write_figure
+from reports.drawing import (
+    GREY,
+    TOGETHER,
+    blank,
+    colours,
+    footnote,
+    legend,
+    literal,
+    plain,
+    write_figure,
+)
 from reports.facts import MAIN, Facts
 from reports.render import csv_text, write_file
 
@@ -41,7 +51,7 @@ def write_trajectories(facts: Facts, out: Path) -> list[Path]:
     table = values.rename(columns={"dsc": "dsc_percent"})
     return [
         write_file(out / f"{STEM}.csv", csv_text(table)),
-        *write_figure(draw(values), out, STEM),
+        *write_figure(draw(values, facts.not_drawn(values)), out, STEM),
     ]
 
 
@@ -73,8 +83,8 @@ def trajectories(facts: Facts) -> pd.DataFrame:
     return values[[*first, *METRICS, "unit", "last", "best"]]
 
 
-def draw(values: pd.DataFrame) -> Figure:
-    """Each run thin with its last and best, the median of a method thick.
+def draw(values: pd.DataFrame, note: str = "") -> Figure:
+    """Each run thin with its last and best, the median of a method thick; a note below.
 
     A panel per setting; where one has more than `TOGETHER` methods, a panel per method, with the
     medians of the others in grey.
@@ -120,6 +130,8 @@ def draw(values: pd.DataFrame) -> Figure:
         ),
     ]  # fmt: skip
     legend(figure, handles)
+    if note:
+        footnote(figure, note)
     return figure
 
 

@@ -243,6 +243,7 @@ def test_lists_show_everything_there_is(bench: Bench) -> None:
 def test_a_plugin_is_listed_and_can_be_tested(bench: Bench, tmp_path: Path) -> None:
     _, out, _ = bench("list", "methods", "--plugin", PLUGIN)
     assert "explodes" in out
+    assert "cannot be built: ValueError: num_channels (4)" in " ".join(out.split())
     code, out, _ = bench("test-method", PLUGIN)
     assert code == 1
     assert "broken" in out

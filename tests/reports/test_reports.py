@@ -12,7 +12,7 @@ from rich.console import Console
 
 from protocols.policies import POLICIES
 from protocols.statistics import STATISTICS
-from reports import REPORTS, best_vs_last
+from reports import REPORTS, best_vs_last, trajectories
 from reports.facts import load_facts
 from reports.render import csv_text
 from reports.report import tables, write_report
@@ -423,6 +423,21 @@ def test_the_figure_of_many_methods_has_them_in_rows_on_one_scale(tmp_path):
     assert [t.rpartition("; ")[2] for t in titles] == [
         *("1 to 5 of 17 methods", "6 to 11 of 17 methods", "12 to 17 of 17 methods"),
     ]
+
+
+@pytest.mark.parametrize("report", [best_vs_last, trajectories])
+def test_a_figure_names_the_methods_whose_runs_all_failed(tmp_path, report):
+    store = Store.open(tmp_path / "s", create=True)
+    toy.add(store, toy.cases(toy.run_id("mt"), {3000: (0.7, 0.8)}), toy.spec("mt"))
+    for seed in range(2):
+        rows = toy.cases(toy.run_id("tcseg", seed), {1000: (0.7, 0.8)})
+        toy.add(store, rows, toy.spec("tcseg", seed=seed), state="failed")
+    facts = load_facts(store, "last", "tcseg")
+    values = (report.pairs if report is best_vs_last else report.trajectories)(facts)
+    note = facts.not_drawn(values)
+    assert note == "Not drawn: tcseg (0 of 2 runs finished, 2 failed)."
+    assert note in report.draw(values, note).get_supxlabel()
+    assert facts.not_drawn(facts.summary) == ""
 
 
 def test_a_figure_of_nothing_finished_says_so(empty_store):
