@@ -34,6 +34,7 @@ from results.errors import UserError
 from results.lookup import find
 from results.schema import Keep
 from results.store import Store
+from results.text import told
 
 INTERRUPTED = 130
 ABANDONED_AFTER_H = 24.0
@@ -257,7 +258,7 @@ def test_method(plugin: Path, console: Console) -> int:
                 check(cls())
             except Exception as error:
                 broken += 1
-                said = str(error) if isinstance(error, AssertionError) else repr(error)
+                said = str(error) if isinstance(error, AssertionError) else told(error)
                 text = f"[red]broken[/]  {cls.name}: {name}\n        {escape(said)}"
                 console.print(text, highlight=False)
             else:
@@ -281,6 +282,10 @@ def _show_problems(summary: Summary, console: Console) -> None:
     ):
         for run_id, message in runs.items():
             console.print(f"[bold]{run_id}[/] {word}: {escape(message)}", highlight=False)
+    if summary.failed:
+        console.print(
+            "Failed runs count in reports; `--retry-failed` forgets them and tries again."
+        )
     total = len(summary.finished) + len(summary.failed) + len(summary.errors)
     if not summary.ok:
         console.print(f"{len(summary.finished)} of {total} runs finished.", highlight=False)

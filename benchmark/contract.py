@@ -10,11 +10,13 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import pickle
 import random  # noqa: TID251 - its state is read, to see that nobody drew from it
 import re
 import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -386,6 +388,39 @@ def check_frozen_networks(method: Method) -> None:
         )
 
 
+def check_memory(method: Method) -> None:
+    """Training changes nothing in the method's module and class, which no checkpoint holds."""
+    learner, batch = small_learner(method, seed=1), make_batch(method, 1)
+    before = _held(method)
+    train(learner, batch, STEPS)
+    after = _held(method)
+    changed = sorted(name for name in after if after[name] != before.get(name))
+    demand(
+        not changed,
+        f"{', '.join(changed)} changes in training: keep all that the method remembers in `nets`, "
+        "as parameters or buffers",
+    )
+
+
+def _held(method: Method) -> dict[str, bytes]:
+    """What the method's module and class hold, functions and classes apart, by name."""
+    cls = type(method)
+    held = {}
+    for owner in (sys.modules[cls.__module__], cls):
+        for name, value in vars(owner).items():
+            plain = not callable(value) or isinstance(value, nn.Module)
+            if plain and not name.startswith("__") and not isinstance(value, ModuleType):
+                held[f"{owner.__name__}.{name}"] = _bytes_of(value)
+    return held
+
+
+def _bytes_of(value: object) -> bytes:
+    try:
+        return pickle.dumps(value)
+    except Exception:  # of a plugin's class, whatever it is
+        return repr(value).encode()
+
+
 def check_resume(method: Method) -> None:
     """Stop, save, load and continue equals the straight run to the last bit, in every stage.
 
@@ -489,6 +524,7 @@ CHECKS: tuple[Callable[[Method], None], ...] = (
     check_repeatable,
     check_no_global_randomness,
     check_frozen_networks,
+    check_memory,
     check_resume,
     check_learns,
     check_predictors,

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -29,6 +30,9 @@ from results.text import told
 
 PROBE_SIDE = 48
 """Longest side of the patch that is timed; cost is taken to grow with the number of voxels."""
+
+PROBED_AT = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+"""Places of a run whose steps are timed: stages, ramps and memories have costs of their own."""
 
 _BYTES_PER_ROW = 40
 _BYTES_PER_RUN = 30_000
@@ -96,7 +100,10 @@ def _rate(spec: RunSpec, dataset: Dataset, learner: Learner, device: torch.devic
     probe = _probe_patch(geometry.patch, multiple)
     factor = math.prod(geometry.patch) / math.prod(probe)
     batch = _made_batch(spec, dataset.card.channels, probe, device)
-    per_step = factor * _timed(lambda: train_step(learner, batch, Step(0, spec.steps)), device)
+    probed = (Step(int(place * spec.steps), spec.steps) for place in PROBED_AT)
+    per_step = factor * fmean(
+        _timed(partial(train_step, learner, batch, step), device) for step in probed
+    )
     predictors = chosen_predictors(spec, learner)
     with evaluating(learner.nets):
         windows_at_once = batch.image[:1].expand(WINDOWS_AT_ONCE, -1, -1, -1, -1).contiguous()

@@ -44,6 +44,7 @@ class Attempt:
 class Progress:
     """State of a run, for people and for the remaining-time estimate.
 
+    pseudo:     volumes that get pseudo-labels at the end, as a multiple of the evaluated ones.
     written_at: seconds since 1970; a running run writes at least every evaluated volume.
     """
 
@@ -51,6 +52,7 @@ class Progress:
     evaluations: int
     phase: Phase = "loading"
     evaluated: int = 0
+    pseudo: float = 0.0
     written_at: float = 0.0
     attempts: list[Attempt] = field(default_factory=list)
 

@@ -44,7 +44,8 @@ def rate_of(progress: Progress) -> Rate | None:
         return None
     made = progress.evaluations_made
     per_evaluation = progress.spent("evaluating") / made if made else None
-    return Rate(progress.spent("training") / progress.trained, per_evaluation)
+    overhead = (per_evaluation or 0.0) * progress.pseudo
+    return Rate(progress.spent("training") / progress.trained, per_evaluation, overhead)
 
 
 def rate_of_sidecar(sidecar: Mapping[str, object]) -> Rate:
@@ -69,11 +70,13 @@ def mean_rate(rates: Iterable[Rate]) -> Rate | None:
 
 def remaining(progress: Progress | None, rate: Rate, steps: int, evaluations: int) -> Left:
     """What a run still needs at a rate, given how far it is."""
+    overhead = rate.overhead
     if progress is not None:
         steps, evaluations = steps - progress.step, evaluations - progress.evaluated
+        overhead -= min(overhead, progress.spent("pseudo-labels"))
     spent = steps * rate.per_step + evaluations * (rate.per_evaluation or 0.0)
     sure = rate.per_evaluation is not None or evaluations == 0
-    return Left(max(0.0, spent) + rate.overhead, sure)
+    return Left(max(0.0, spent) + overhead, sure)
 
 
 def together(left: Sequence[Left], parallel: int) -> Left:

@@ -188,6 +188,8 @@ class _Attempt:
             torch.cuda.reset_peak_memory_stats(device)
         self.reporter = Reporter(folder, job.spec.steps, len(self.due))
         self.world = load_world(job.spec, job.source, job.data)
+        cases = sum(len(names) for names in self.world.evaluated.values())
+        self.reporter.progress.pseudo = len(self.world.unlabelled) / cases
         self.learner = build_learner(job.spec, self.world.dataset.card.channels, device)
         self.predictors = chosen_predictors(job.spec, self.learner)
         self.references = reference_cache(self.world.volumes)

@@ -52,8 +52,11 @@ class Watch:
     def end(self, run: str) -> None:
         """A run needs nothing more; what it took tells about the others."""
         self._ended.add(run)
-        if self._store.is_done(run):
-            self._learn(run)
+        self._learn(run)
+
+    def state(self, run: str) -> str | None:
+        """Finished or failed; None of a run without a record, which starts again."""
+        return str(self._store.record(run)["state"]) if self._store.is_done(run) else None
 
     @property
     def total(self) -> int:
@@ -73,47 +76,52 @@ class Watch:
         """How far a run is."""
         return run_progress.read(self._store.work(run))
 
-    def remaining_of(self, run: str) -> Left | None:
-        """What one run still needs; None while nothing tells."""
-        spec, now = self._specs[run], self.progress(run)
-        own, known = (rate_of(now) if now else None), self._known(spec)
-        if own is not None and own.per_evaluation is None and known is not None:
-            own = replace(own, per_evaluation=known.per_evaluation, overhead=known.overhead)
-        rate = own or known
-        if rate is None:
-            return None
-        return remaining(now, rate, spec.steps, len(spec.evaluated))
+    def left(self) -> dict[str, Left | None]:
+        """What each run that has not ended still needs; None while nothing tells."""
+        now = {run: self.progress(run) for run in self._specs if run not in self._ended}
+        known = self._known(now)
+        return {run: self._left(run, progress, known) for run, progress in now.items()}
 
-    def remaining(self) -> Left | None:
+    def together(self, left: Mapping[str, Left | None]) -> Left | None:
         """What the grid still needs; None while nothing tells about some run."""
-        left = [self.remaining_of(run) for run in self._specs if run not in self._ended]
-        known = [item for item in left if item is not None]
+        known = [item for item in left.values() if item is not None]
         return together(known, self._parallel) if len(known) == len(left) else None
 
     def remaining_s(self) -> float | None:
         """Its seconds, rounded; None while nothing tells, or something is left out."""
-        left = self.remaining()
+        left = self.together(self.left())
         return round(left.seconds) if left is not None and left.sure else None
 
     def _learn(self, run: str) -> None:
-        if self._store.record(run)["state"] == "finished":
+        if self.state(run) == "finished":
             self._rates[run] = rate_of_sidecar(self._store.sidecar(run))
 
-    def _known(self, spec: RunSpec) -> Rate | None:
-        """Of runs of the same method and setting, those at work included."""
-        own = []
-        for run, other in self._specs.items():
-            if (other.method, other.dataset, other.profile) != (
-                spec.method,
-                spec.dataset,
-                spec.profile,
-            ):
-                continue
-            now = None if run in self._rates else self.progress(run)
-            rate = self._rates.get(run) or (rate_of(now) if now else None)
+    def _left(
+        self, run: str, now: run_progress.Progress | None, known: Mapping[object, Rate | None]
+    ) -> Left | None:
+        spec = self._specs[run]
+        own, others = (rate_of(now) if now else None), known.get(_kind(spec))
+        if own is not None and own.per_evaluation is None and others is not None:
+            own = replace(own, per_evaluation=others.per_evaluation, overhead=others.overhead)
+        rate = own or others
+        if rate is None:
+            return None
+        return remaining(now, rate, spec.steps, len(spec.evaluated))
+
+    def _known(self, now: Mapping[str, run_progress.Progress | None]) -> dict[object, Rate | None]:
+        """By method and setting: the mean rate of its runs, those at work included."""
+        found: dict[object, list[Rate]] = {}
+        for run, spec in self._specs.items():
+            progress = now.get(run)
+            rate = self._rates.get(run) or (rate_of(progress) if progress else None)
             if rate is not None:
-                own.append(rate)
-        return mean_rate(own)
+                found.setdefault(_kind(spec), []).append(rate)
+        return {kind: mean_rate(rates) for kind, rates in found.items()}
+
+
+def _kind(spec: RunSpec) -> object:
+    """Runs of one kind take about as long as each other."""
+    return spec.method, spec.dataset, spec.profile
 
 
 class Bars:
@@ -165,7 +173,7 @@ class Bars:
 
     def refresh(self) -> None:
         """See `scheduler.View`."""
-        partial = 0.0
+        partial, left = 0.0, self._watch.left()
         for run, task in self._tasks.items():
             now, spec = self._watch.progress(run), self._watch.spec(run)
             if now is None:
@@ -175,14 +183,14 @@ class Bars:
                 task,
                 completed=now.step,
                 count=f"{now.step}/{spec.steps}",
-                left=f"{now.phase}, {_left(self._watch.remaining_of(run))}",
+                left=f"{now.phase}, {_left(left.get(run))}",
             )
         if self._grid is not None:
             self._bars.update(
                 self._grid,
                 completed=self._watch.ended + partial,
                 count=f"{self._watch.ended}/{self._watch.total}",
-                left=_left(self._watch.remaining()),
+                left=_left(self._watch.together(left)),
             )
 
     def end(self) -> None:
@@ -217,6 +225,7 @@ class Lines:
                 "event": "end",
                 "run": event.run,
                 "ending": event.ending.value,
+                "state": self._watch.state(event.run),
                 "message": event.message,
                 "runs_ended": self._watch.ended,
                 "runs": self._watch.total,

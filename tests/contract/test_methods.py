@@ -254,6 +254,32 @@ def test_an_undeclared_extra_that_is_read_is_caught():
     caught(contract.check_terms, with_terms(consistency=consistency), "'sdf' is read but not decl")
 
 
+REMEMBERED: dict[int, torch.Tensor] = {}
+
+
+def test_memory_in_the_module_is_caught():
+    def consistency(nets, batch, step, rng):
+        now = nets["student"](batch.unlabelled).logits.softmax(1)
+        before = REMEMBERED.get(step.index - 1, now.detach())
+        REMEMBERED[step.index] = now.detach()
+        return Term((now - before).square().mean() + now[:, 1].mean())
+
+    caught(
+        contract.check_memory, with_terms(consistency=consistency), "test_methods.REMEMBERED chan"
+    )
+
+
+def test_memory_in_the_class_is_caught():
+    class Broken(Sound):
+        seen: ClassVar[list[int]] = []
+
+        def after_step(self, nets, step):
+            super().after_step(nets, step)
+            self.seen.append(step.index)
+
+    caught(contract.check_memory, Broken(), "Broken.seen changes in training")
+
+
 def test_memory_outside_the_networks_is_caught():
     class Broken(Sound):
         def losses(self, nets, batch, step, rng):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -56,6 +57,21 @@ class Crashes(_Plain):
         self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
     ) -> dict[str, Term]:
         raise KeyError("a bug")
+
+
+@final
+@dataclass(frozen=True)
+class Slows(_Plain):
+    """Its second stage takes longer."""
+
+    name: ClassVar[str] = "slows"
+
+    def losses(
+        self, nets: nn.ModuleDict, batch: Batch, step: Step, rng: torch.Generator
+    ) -> dict[str, Term]:
+        if step.fraction >= 0.5:
+            time.sleep(1.0)
+        return {"supervised": Term(self._supervised(nets, batch))}
 
 
 @final

@@ -11,16 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from benchmark import catalogue, cli, status, terminal
 from benchmark.data import SOURCES
+from benchmark.estimate import costs
 from benchmark.profiles import PROFILES
 from methods import METHODS
 from protocols.rules import RULES
 from results.store import Store
 from tests.engine.conftest import Toy
-from tests.engine.toy import make_folder
+from tests.engine.toy import make_folder, plan
 from tests.protocols import toy as runs
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -98,8 +100,14 @@ def test_a_failed_run_gives_exit_code_one_and_its_reason(
     more = ("-m", "explodes", "--plugin", PLUGIN, "--seeds", "1")
     code, out, err = bench(*small(toy, tmp_path, *more))
     assert code == 1
+    events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    assert {e["run"].split("-")[0]: e["state"] for e in events if e["event"] == "end"} == {
+        "supervised": "finished",
+        "explodes": "failed",
+    }
     assert "is not finite at step 5" in out + err
     assert "1 of 2 runs finished" in out + err
+    assert "`--retry-failed` forgets and" in out + err
     code, out, _ = bench("report", "--store", tmp_path)
     assert code == 0
     assert "0/1" in out
@@ -247,6 +255,8 @@ def test_a_plugin_is_listed_and_can_be_tested(bench: Bench, tmp_path: Path) -> N
     code, out, _ = bench("test-method", PLUGIN)
     assert code == 1
     assert "broken" in out
+    assert "KeyError: 'a bug' (plugin_methods.py:" in " ".join(out.split())
+    assert "must be divisible by num_groups (3) (plugin_methods.py:" in " ".join(out.split())
 
 
 def test_the_doctor_examines_everything(bench: Bench, toy: Toy, tmp_path: Path) -> None:
@@ -358,6 +368,12 @@ def test_a_folder_that_is_no_dataset_is_told_as_such(
     code, _, err = bench("run", "-m", "supervised", "-d", "bare")
     assert code == 2
     assert "the folder bare has no dataset.json" in err
+
+
+def test_a_dry_run_times_the_stages_of_a_run(toy: Toy, tmp_path: Path) -> None:
+    made = plan(toy.folder, toy.root, tmp_path, "slows", plugins=[PLUGIN])
+    [cost] = costs(made.jobs, torch.device("cpu"), 1).values()
+    assert cost.seconds >= 0.5 * made.jobs[0].spec.steps
 
 
 def test_a_dry_run_of_a_method_that_fails_is_one_line(bench: Bench, toy: Toy) -> None:

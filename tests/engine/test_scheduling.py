@@ -143,6 +143,15 @@ def test_before_its_first_evaluation_a_run_says_that_it_takes_over_so_long() -> 
     assert not remaining(early, rate, 100, 4).sure
 
 
+def test_pseudo_labels_are_part_of_the_remaining_time_of_a_first_run() -> None:
+    rate = rate_of(progress(pseudo=3.6))
+    assert rate == Rate(1.0, 4.0, overhead=3.6 * 4.0)
+    assert remaining(progress(pseudo=3.6), rate, 100, 4).seconds == 50 + 2 * 4 + 3.6 * 4
+    ended = progress(pseudo=3.6, evaluated=4)
+    ended.attempts[0].step, ended.attempts[0].spent["pseudo-labels"] = 100, 20.0
+    assert remaining(ended, rate, 100, 4).seconds == 0
+
+
 def test_runs_at_once_never_take_less_than_the_longest() -> None:
     assert together([Left(100, True), Left(10, True)], parallel=8).seconds == 100
     assert together([Left(100, True)] * 8, parallel=4).seconds == 200
@@ -154,10 +163,10 @@ def test_a_grid_nobody_has_measured_has_no_remaining_time(toy: Toy, tmp_path: Pa
     store = Store.open(tmp_path, create=True)
     watch = Watch(store)
     watch.begin(made.jobs, [], 2)
-    assert watch.remaining() is None
+    assert watch.together(watch.left()) is None
     execute(made.jobs[:1], store, made.executor, Silent())
     watch.end(made.jobs[0].spec.run_id)
-    left = watch.remaining()
+    left = watch.together(watch.left())
     assert left is not None
     assert left.sure
     assert left.seconds > 0
