@@ -204,8 +204,10 @@ class Decathlon(Source):
         merged = "all labels" if self.label is None else f"label {self.label}"
         several = len(self.modalities) > 1
         clip = ""
-        if any(map(_is_ct, self.modalities)):
-            clip = "{}clipped to {:g}..{:g} HU, ".format("CT " * several, *CT_WINDOW_HU)
+        ct = [str(n) for n, modality in enumerate(self.modalities) if _is_ct(modality)]
+        if ct:
+            which = f"channel {' and '.join(ct)} (CT) " * several
+            clip = "{}clipped to {:g}..{:g} HU, ".format(which, *CT_WINDOW_HU)
         each = "each channel " * several
         return (
             f"canonical orientation (RAS), {merged} as foreground, {clip}{each}z-scored over the "

@@ -329,6 +329,16 @@ def test_several_channels_are_read_from_one_file_or_from_several(tmp_path):
     assert found["axis"].fingerprint == found["files"].fingerprint
 
 
+def test_a_corrected_order_of_channels_is_not_taken_for_the_prepared_one(tmp_path):
+    folder = two_channels(tmp_path / "blobs", "axis")
+    prepare(folder, tmp_path)
+    write_facts(folder, CASES, modality={"0": "CT", "1": "T1"})
+    with pytest.raises(UserError, match="the preprocessing is another one"):
+        prepare(folder, tmp_path)
+    with pytest.raises(UserError, match=r"channel 1 \(CT\) clipped .* is now .*channel 0 \(CT\)"):
+        open_dataset(str(folder), tmp_path / "root")
+
+
 def test_a_folder_of_four_channels_trains_with_a_split_of_ones_own(tmp_path, succeeds):
     folder = tmp_path / "Task01_Tumours"
     for number, case in enumerate(CASES[:5]):
