@@ -18,7 +18,7 @@ from reports.scan import ScanReader
 from reports.strata import LinkReader, choose
 from results.errors import UserError
 from results.lookup import find, unknown
-from results.schema import Stratum
+from results.schema import TRIAL_PROFILE, Stratum
 from results.store import Store
 
 _T = TypeVar("_T")
@@ -93,11 +93,17 @@ class Facts:
         return score(self.cases, POLICIES[self.policy])
 
     @property
-    def policy_warnings(self) -> tuple[str, ...]:
-        """What a reader must be warned of because of the empty-mask policy."""
-        if not POLICIES[self.policy].flatters:
-            return ()
-        return (f"WARNING: policy {self.policy} flatters methods that predict nothing.",)
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must be warned of: a policy that flatters, runs of a few steps."""
+        said = []
+        if POLICIES[self.policy].flatters:
+            said.append(f"WARNING: policy {self.policy} flatters methods that predict nothing.")
+        if self.runs["profile"].str.match(rf"{TRIAL_PROFILE}(\+|$)").any():
+            said.append(
+                f"WARNING: profile {TRIAL_PROFILE} proves that a command works; its numbers mean "
+                "nothing."
+            )
+        return tuple(said)
 
     @cached_property
     def pseudo(self) -> pd.DataFrame:

@@ -148,7 +148,7 @@ def common_notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         f"{POLICIES[facts.policy].meaning}.",
         *facts.omitted,
     ]
-    said += facts.policy_warnings
+    said += facts.warnings
     if set(facts.summary["predictor"]) != {MAIN}:
         said.append(f"Predictor {MAIN} only; the report `table` has the others too.")
     if int(rows["unfinished"].sum()):

@@ -146,7 +146,7 @@ def notes(facts: Facts, values: pd.DataFrame) -> list[str]:
         *facts.omitted,
         f"Random numbers from seed {facts.options.seed}.",
     ]
-    said += facts.policy_warnings
+    said += facts.warnings
     single = sorted(set(values.loc[_counted(values) == 1, "label"]))
     if single:
         said.append(f"One run only, so its interval is undefined: {', '.join(single)}.")

@@ -344,7 +344,7 @@ def _notes(facts: Facts, rows: pd.DataFrame) -> list[str]:
         f"Empty masks here, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
         *facts.omitted,
     ]
-    said += facts.policy_warnings
+    said += facts.warnings
     if here not in ("last", "best", "best(split=val)"):
         said.append(f"No published number is made under protocol {facts.rule.expression}.")
     silent = [s for s in dict.fromkeys(facts.summary["setting"]) if s not in set(rows["setting"])]

@@ -145,7 +145,7 @@ def notes(facts: Facts) -> list[str]:
         f"DSC in percent of the mean over {_range(summary['cases'])} {REPORTED} cases; "
         f"{_units(summary)}.",
     ]
-    said += facts.policy_warnings
+    said += facts.warnings
     if rule.optimistic:
         said.append(
             "Best − last: median over the runs that did not fail of the reported DSC minus that "

@@ -10,6 +10,9 @@ SCHEMA_VERSION: Final = 1
 """Bumped when a column changes; every past version stays readable (tests/stores/). A table that a
 run may lack is no such change: older readers do not look for it."""
 
+TRIAL_PROFILE: Final = "smoke"
+"""Profile of runs that prove that a command works, and nothing else."""
+
 FLOOR: Final = "atlas"
 """Method of the runs that are the floor of a dataset: untrained, they see no image."""
 

@@ -107,7 +107,7 @@ def test_a_failed_run_gives_exit_code_one_and_its_reason(
     }
     assert "is not finite at step 5" in out + err
     assert "1 of 2 runs finished" in out + err
-    assert "`--retry-failed` forgets and" in out + err
+    assert "`--retry-failed` forgets them" in out + err
     code, out, _ = bench("report", "--store", tmp_path)
     assert code == 0
     assert "0/1" in out

@@ -222,6 +222,16 @@ def test_a_policy_that_flatters_is_warned_of(store, policy):
     assert ("WARNING" in said) == POLICIES[policy].flatters
 
 
+@pytest.mark.parametrize(
+    ("profile", "warned"), [("smoke", True), ("smoke+steps=9", True), ("mini", False)]
+)
+def test_runs_of_a_few_steps_are_warned_of(empty_store, profile, warned):
+    spec = toy.spec() | {"profile": {"name": profile}}
+    toy.add(empty_store, toy.cases(toy.run_id(), {3000: (0.7,)}), spec)
+    said = " ".join(notes(load_facts(empty_store, "last", "tcseg")))
+    assert ("its numbers mean nothing" in said) == warned
+
+
 def test_empty_masks_are_counted_in_the_notes_and_follow_the_policy(empty_store):
     rows = toy.cases(toy.run_id(), {1000: (0.8, 0.8)}, empty=[(1000, 1)])
     toy.add(empty_store, rows)
