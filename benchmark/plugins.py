@@ -19,6 +19,7 @@ from results.errors import UserError
 from results.lookup import unknown
 
 ENTRY_POINTS = "bench.methods"
+_CODE = frozenset({".py", ".so", ".pyd"})
 _SOURCE = "__bench_source__"
 """Name in a plugin's module of the digest of the bytes that it was made of."""
 
@@ -133,17 +134,27 @@ class _Bytes(SourceFileLoader):
 
 @cache
 def source_of(cls: type[Method]) -> str:
-    """SHA-256 of the file whose code a method from outside runs; "" for built-in methods.
+    """SHA-256 of the code that a method from outside runs; "" for built-in methods.
 
-    As it was imported, or first asked about: files change while runs train.
+    Of its file, or of all code of the package that it belongs to, as it was imported or first asked
+    about: files change while runs train.
     """
     if cls in METHODS:
         return ""
     known = getattr(sys.modules.get(cls.__module__), _SOURCE, None)
     if known is not None:
         return str(known)
-    path = inspect.getsourcefile(cls)
-    return "" if path is None else digest(Path(path))
+    top = cls.__module__.partition(".")[0]
+    folders = [Path(folder) for folder in getattr(sys.modules.get(top), "__path__", ())]
+    if not folders:
+        return digest(Path(inspect.getfile(cls)))
+    code = {
+        path.relative_to(folder).as_posix(): digest(path)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.suffix in _CODE
+    }
+    return hashlib.sha256(repr(sorted(code.items())).encode()).hexdigest()
 
 
 def digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -354,6 +355,29 @@ def test_a_plugin_runs_the_bytes_that_its_identity_is_of_whatever_python_has_cac
         found.append((cls().at, source_of(cls)))  # type: ignore[attr-defined]
     assert [at for at, _ in found] == [5, 6]
     assert found[1][1] == hashlib.sha256(plugin.read_bytes()).hexdigest() != found[0][1]
+
+
+def test_the_identity_of_an_installed_method_is_of_all_code_of_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "entmin_for_tests"
+    (package / "parts").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "method.py").write_text("from entmin_for_tests.parts.loss import WEIGHT\n\n\n")
+    with (package / "method.py").open("a") as file:
+        file.write("class EntMin:\n    weight = WEIGHT\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = []
+    for weight in (1, 1, 2):
+        (package / "parts" / "loss.py").write_text(f"WEIGHT = {weight}\n")
+        for name in [name for name in sys.modules if name.startswith(package.name)]:
+            del sys.modules[name]
+        cls = importlib.import_module(f"{package.name}.method").EntMin
+        found.append(source_of(cls))
+    for name in [name for name in sys.modules if name.startswith(package.name)]:
+        del sys.modules[name]
+    assert found[0] == found[1] != found[2]
+    assert all(found)
 
 
 @pytest.mark.parametrize("then", ["edited", "deleted"])
