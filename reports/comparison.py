@@ -23,6 +23,7 @@ from protocols.variance import LAST, components, stopping
 from reports.facts import MAIN, Facts
 from reports.render import Section, Sheet, csv_text, write_file, write_sheets
 from reports.table import NO_VALUE, file_name, interval, number, percentage, selection
+from results.schema import FLOOR
 
 STEM: Final = "comparison"
 _PARTS: Final = ("seed", "case", "residual", "stopping")
@@ -83,7 +84,7 @@ def generator(facts: Facts, *names: str) -> np.random.Generator:
 
 
 def comparison(facts: Facts) -> pd.DataFrame:
-    """One row per setting, metric and pair of methods.
+    """One row per setting, metric and pair of methods; the floor is in none that nobody asked for.
 
     Returns:
         setting and what `protocols.comparison.compare` gives, DSC in percent.
@@ -92,7 +93,11 @@ def comparison(facts: Facts) -> pd.DataFrame:
     for setting, by_metric in facts.once(tables).items():
         for metric, methods in by_metric.items():
             scale = 100 if metric == "dsc" else 1
-            scaled = {name: scale * table for name, table in methods.items()}
+            scaled = {
+                name: scale * table
+                for name, table in methods.items()
+                if name != FLOOR or FLOOR in facts.options.methods
+            }
             pairs = compare(scaled, metric, generator(facts, STEM, setting, metric))
             pairs.insert(0, "setting", pd.Series(setting, index=pairs.index, dtype=object))
             frames.append(pairs)
@@ -257,6 +262,11 @@ def _notes(facts: Facts, shown: pd.DataFrame) -> list[str]:
         f"Empty masks, policy {facts.policy}: {POLICIES[facts.policy].meaning}.",
         *facts.omitted,
     ]
+    if FLOOR in set(facts.summary["label"]) - set(facts.options.methods):
+        said.append(
+            f"{FLOOR}, the floor, is in no pair, so that Holm's correction is over the methods "
+            f"alone; add it with --method {FLOOR} and the methods to compare it with."
+        )
     if int(shown["failed"].sum()):
         said.append(
             "(… failed): seeds of which a run failed. A failed run is worse than any other, so "

@@ -217,6 +217,20 @@ def test_cases_left_out_by_a_policy_are_left_out_of_the_pair(tmp_path):
     assert replace(made, policy="tcseg").scored["dsc"].notna().all()
 
 
+def test_the_floor_is_in_no_pair_unless_it_is_named(tmp_path):
+    store = fill(Store.open(tmp_path / "s", create=True))
+    run = toy.run_id("atlas")
+    toy.add(store, toy.cases(run, {step: [0.5] * CASES for step in STEPS}), toy.spec("atlas"))
+    left_out = facts(store)
+    pairs = comparison(left_out)
+    assert set(pairs["first"]) | set(pairs["second"]) == {"tcseg", "mt"}
+    assert "atlas, the floor, is in no pair" in " ".join(comparison_sheet(left_out, pairs).notes)
+    named = facts(store, methods=("atlas", "mt", "tcseg"))
+    pairs = comparison(named)
+    assert len(pairs[(pairs["metric"] == "dsc")]) == 3
+    assert "is in no pair" not in " ".join(comparison_sheet(named, pairs).notes)
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_an_interval_of_one_seed_is_said_to_know_of_no_other(tmp_path, seeds):
     store = fill(Store.open(tmp_path / "s", create=True))
