@@ -14,12 +14,14 @@ stops, and the first to commit wins in any case.
 from __future__ import annotations
 
 import os
+import socket
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from benchmark.attempts import CLAIM, ERROR, LOG_FILE, OUT_OF_MEMORY, STOPPED
 from benchmark.executors.base import (
@@ -39,6 +41,8 @@ from results.errors import UserError
 from results.store import Store
 from results.text import one_line
 
+_PORT = 6379
+_CONNECT_S = 10.0
 _POLL_S = 0.2
 _LOOK_EVERY_S = 2.0
 _AVOIDED_S = 20 * claims.LEASE_S
@@ -107,6 +111,18 @@ class Ray(Executor):
     def parallel(self) -> int:
         """The limit on runs at once; without one it is the cluster that limits."""
         return self.jobs or 1000
+
+    def unreachable(self) -> str:
+        """See `Executor`; Ray itself would take minutes to say so."""
+        address = self.asked.address
+        try:
+            place = urlsplit(address if "://" in address else f"//{address}")
+            if not place.hostname:
+                raise ValueError("it names no host")
+            with socket.create_connection((place.hostname, place.port or _PORT), _CONNECT_S):
+                return ""
+        except (OSError, ValueError) as error:
+            return _no_cluster(address, error)
 
     def execute(
         self,
@@ -279,11 +295,15 @@ def _attach(ray: Any, address: str) -> None:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        said = one_line(str(error)) or type(error).__name__
-        raise UserError(
-            f"no Ray cluster answers at {address}: {said}. Start one, or "
-            "give its address with --set ray.address=HOST:6379; none is ever started for you"
-        ) from None
+        raise UserError(_no_cluster(address, error)) from None
+
+
+def _no_cluster(address: str, error: Exception) -> str:
+    said = one_line(str(error)) or type(error).__name__
+    return (
+        f"no Ray cluster answers at {address}: {said}. Start one, or "
+        "give its address with --set ray.address=HOST:6379; none is ever started for you"
+    )
 
 
 def _ray() -> Any:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmark.attempts import CLAIM, DONE, ERROR, OUT_OF_MEMORY, STOPPED
+from benchmark.cli import app
 from benchmark.executors.base import Ending, Event, Resources
 from benchmark.executors.ray import Ray, _end, _to_avoid
 from results.claims import Claim
@@ -39,6 +42,28 @@ def test_no_cluster_is_ever_started(address: str, monkeypatch: pytest.MonkeyPatc
     settings = {"address": address}
     with pytest.raises(UserError, match="None is ever started for you"):
         Ray.make(Resources(None, None, (), 1, settings=settings))
+
+
+def test_without_a_cluster_that_answers_nothing_begins(tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        settings = {"address": f"127.0.0.1:{port}"}
+        assert Ray.make(Resources(None, None, (), 1, settings=settings)).unreachable() == ""
+    words = "run -m mt --profile smoke --seeds 2 --executor ray --set"
+    store = tmp_path / "store"
+    given = [*words.split(), f"ray.address=127.0.0.1:{port}", "--store", str(store)]
+    found = CliRunner().invoke(app, given)
+    assert isinstance(found.exception, UserError)
+    assert f"no Ray cluster answers at 127.0.0.1:{port}: " in str(found.exception)
+    assert not store.exists()
+
+
+@pytest.mark.parametrize("address", ["nowhere", "host:port", "ray://"])
+def test_an_address_that_is_none_is_told(address: str) -> None:
+    pytest.importorskip("ray")
+    told = Ray.make(Resources(None, None, (), 1, settings={"address": address})).unreachable()
+    assert told.startswith(f"no Ray cluster answers at {address}: ")
 
 
 def test_a_setting_that_ray_does_not_have_is_refused() -> None:
