@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
-import pickle
 import random  # noqa: TID251 - its state is read, to see that nobody drew from it
 import re
 import sys
@@ -415,10 +414,12 @@ def _held(method: Method) -> dict[str, bytes]:
 
 
 def _bytes_of(value: object) -> bytes:
+    buffer = io.BytesIO()
     try:
-        return pickle.dumps(value)
+        torch.save(value, buffer)
     except Exception:  # of a plugin's class, whatever it is
         return repr(value).encode()
+    return buffer.getvalue()
 
 
 def check_resume(method: Method) -> None:
