@@ -141,7 +141,7 @@ def attach(cluster: Loopback, folder: Path) -> Seen:
     until(lambda: '"start"' in second.log.read_text(), 120)
     made = [len(submissions(second.store))]
     second.process.send_signal(signal.SIGINT)
-    interrupted = second.wait(30)
+    interrupted = second.wait(120)
     said = second.log.read_text()
     status = subprocess.run(
         [
