@@ -24,9 +24,9 @@ lambda(t)             ``weight`` times sigmoid ramp-up over       lambda
 
 The release makes pseudo-labels of the centre crops of all unlabelled volumes every 5 of 200 epochs.
 Crops are random here, so a copy of the student, renewed as often (``refresh``), labels each crop as
-it comes, without dropout. Stage 1 is 480 of 1,680 steps, hence ``pretraining=2/7``, of which the
-release loses the last 8: stage 2 starts from a checkpoint written before the last epoch. The
-ramp-up lasts 40 of the 200 epochs of stage 2.
+it comes, without dropout and normalised by its batch. Stage 1 is 480 of 1,680 steps, hence
+``pretraining=2/7``, of which the release loses the last 8: stage 2 starts from a checkpoint written
+before the last epoch. The ramp-up lasts 40 of the 200 epochs of stage 2.
 
 In the released code the costs of heads 2 and 3 are swapped in ``certain``, against what the heads
 learn from labels. ``variant=released`` does that; the default does not.
@@ -104,6 +104,7 @@ class CoraNet(Method):
   year    = {2022},
   doi     = {10.1109/TMI.2021.3117888}
 }"""
+    version: ClassVar[int] = 2
     fidelity: ClassVar[Fidelity] = Fidelity.RELEASED_FIXED
     deviations: ClassVar[tuple[str, ...]] = (
         "The costs of heads 2 and 3 are the same in all terms; the release swaps them in the "
@@ -111,7 +112,8 @@ class CoraNet(Method):
         "The network has the batch normalisation and dropout of the other methods, the latter also "
         "in each head; the release has instance normalisation and no dropout.",
         "Pseudo-labels are made crop by crop, by a copy of the student that is renewed as often as "
-        "the release relabels all centre crops, without dropout.",
+        "the release relabels all centre crops, without dropout and with batch statistics, where "
+        "the release has those of the volume.",
         "It learns by the recipe's SGD from 2 + 2 volumes; the release by Adam from 8 + 8.",
         "The ramp-up rises every step of stage 2; the release's rises every epoch of six.",
     )
@@ -203,9 +205,17 @@ def copy_(target: nn.Module, source: nn.Module) -> None:
 
 
 def pseudo_label(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Head 1's classes (B, X, Y, Z) int64 and where heads 2 and 3 agree, bool; without dropout."""
+    """Head 1's classes (B, X, Y, Z) int64 and where heads 2 and 3 agree, bool.
+
+    Without dropout, and normalised by these volumes themselves, as the release's instance
+    normalisation is in every mode; running statistics of a student that passes over labelled and
+    unlabelled volumes in turn are of neither.
+    """
     training = net.training
-    net.eval()
+    net.train()
+    for layer in net.modules():
+        if isinstance(layer, nn.Dropout3d):
+            layer.eval()
     classes = [scores[:, 1] >= scores[:, 0] for scores in logits_of(net(images))]
     net.train(training)
     return classes[0].long(), classes[1] == classes[2]
