@@ -11,6 +11,7 @@ import torch
 from benchmark.networks import initialise
 from benchmark.profiles import PROFILES
 from methods.base import Method
+from results.text import told
 
 HEAD = ("name", "title", "paper", "follows", "recipes", "parameters, millions", "published for")
 
@@ -37,7 +38,7 @@ def _sizes_text(method: type[Method]) -> str:
     try:
         counted = method.sizes or sizes(method)
     except Exception as error:
-        return f"cannot be built: {type(error).__name__}: {error}"
+        return f"cannot be built: {told(error)}"
     return ", ".join(f"{name} {n / 1e6:.4g}" for name, n in counted.items())
 
 

@@ -208,14 +208,17 @@ def pseudo_label(net: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
 
     Without dropout, and normalised by these volumes themselves, as the release's instance
     normalisation is in every mode; running statistics of a student that passes over labelled and
-    unlabelled volumes in turn are of neither.
+    unlabelled volumes in turn are of neither, and stay as they are.
     """
     training = net.training
-    net.train()
-    for layer in net.modules():
-        if isinstance(layer, nn.Dropout3d):
-            layer.eval()
+    norms = [layer for layer in net.modules() if isinstance(layer, nn.BatchNorm3d)]
+    net.eval()
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
     classes = [scores[:, 1] >= scores[:, 0] for scores in logits_of(net(images))]
+    for norm in norms:
+        norm.track_running_stats = True
     net.train(training)
     return classes[0].long(), classes[1] == classes[2]
 

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Final
 
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
-
-
 _LIBRARIES: Final = frozenset({"site-packages", "dist-packages"})
 
 
